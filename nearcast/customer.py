@@ -1,0 +1,141 @@
+"""What is known of one customer: the value that the engine folds events into.
+
+Two records per customer, so that a plain position fix rewrites tens of bytes and not the whole profile:
+`Customer` (cold: profile, cart, history, messages) and `Presence` (hot: where they are). Both carry a schema version.
+All times are event time in milliseconds since the Unix epoch.
+"""
+
+import math
+
+import msgspec
+
+from nearcast.events import Channel, DeliveryStatus
+from nearcast.ids import CustomerId, DecisionId, FenceId, MessageId, PromotionId, Sku
+
+SCHEMA_VERSION = 1
+#: Halving time of the "recent" counters: four weeks, one shopping month.
+HALF_LIFE_MS = 28 * 86_400_000
+#: How many event ids a customer remembers to recognise duplicates, and how many messages for caps.
+SEEN_EVENTS = 64
+KEPT_MESSAGES = 64
+KEPT_VIEWS = 16
+
+
+class Decayed(msgspec.Struct, array_like=True):
+    """An exponentially decaying sum; the order in which amounts arrive does not matter."""
+
+    value: float = 0.0
+    at_ms: int = 0
+
+    def add(self, amount: float, at_ms: int) -> None:
+        if at_ms >= self.at_ms:
+            self.value = self.at(at_ms) + amount
+            self.at_ms = at_ms
+        else:
+            self.value += amount * math.exp2((at_ms - self.at_ms) / HALF_LIFE_MS)
+
+    def at(self, now_ms: int) -> float:
+        """The sum as it stands at `now_ms`."""
+        return self.value * math.exp2((self.at_ms - now_ms) / HALF_LIFE_MS) if self.value else 0.0
+
+
+class CartItem(msgspec.Struct, array_like=True):
+    """A thing in the online cart."""
+
+    quantity: int
+    price_cents: int | None
+    changed_ms: int
+
+
+class SegmentHistory(msgspec.Struct, array_like=True):
+    """Purchases in one product segment."""
+
+    baskets: int = 0
+    spend_cents: int = 0
+    last_ms: int = 0
+    last_price_cents: int = 0
+    recent: Decayed = msgspec.field(default_factory=Decayed)
+
+
+class History(msgspec.Struct):
+    """All purchases, summarised."""
+
+    baskets: int = 0
+    lines: int = 0
+    spend_cents: int = 0
+    coupon_cents: int = 0
+    #: Baskets in which a coupon took something off.
+    coupon_baskets: int = 0
+    first_ms: int = 0
+    last_ms: int = 0
+    recent_baskets: Decayed = msgspec.field(default_factory=Decayed)
+    recent_spend: Decayed = msgspec.field(default_factory=Decayed)
+    segments: dict[str, SegmentHistory] = {}
+
+
+class SentMessage(msgspec.Struct, array_like=True):
+    """A message decided for this customer, for caps and for the record of what came of it."""
+
+    message: MessageId
+    decision: DecisionId
+    promotion: PromotionId
+    at_ms: int
+    status: DeliveryStatus | None = None
+    channel: Channel | None = None
+
+
+class Customer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The cold record. A customer who has never been heard of is `Customer(id=...)`."""
+
+    id: CustomerId
+    v: int = SCHEMA_VERSION
+    name: str = ""
+    email: str = ""
+    phone: str = ""
+    locale: str = ""
+    time_zone: str = ""
+    loyalty: str = ""
+    groups: list[str] = []
+    #: Consent by scope, with the time it was given or withdrawn. A scope that is missing was never asked for.
+    consents: dict[str, tuple[bool, int]] = {}
+    cart: dict[Sku, CartItem] = {}
+    cart_changed_ms: int = 0
+    cart_abandoned: bool = False
+    wishlist: dict[Sku, int] = {}
+    viewed: dict[Sku, int] = {}
+    history: History = msgspec.field(default_factory=History)
+    messages: list[SentMessage] = []
+    redemptions: int = 0
+    last_staff_contact_ms: int = 0
+    #: Timers waiting for this customer: kind → due time.
+    timers: dict[str, int] = {}
+    #: 64-bit hashes of the last event ids, oldest first.
+    seen: list[int] = []
+    #: For an anonymous customer: who they turned out to be.
+    stitched_to: CustomerId | None = None
+
+    def consented(self, scope: str) -> bool:
+        """True if consent for `scope` was given and neither it nor "all" has been withdrawn since."""
+        return self.consents.get(scope, (False, 0))[0] and not self.opted_out
+
+    @property
+    def opted_out(self) -> bool:
+        """True if the customer withdrew consent to everything."""
+        return not self.consents.get("all", (True, 0))[0]
+
+
+class Stay(msgspec.Struct, array_like=True):
+    """Being inside one fence."""
+
+    entered_ms: int
+    last_inside_ms: int
+    dwelled: bool = False
+
+
+class Presence(msgspec.Struct, array_like=True):
+    """The hot record: where the customer is. Holds no coordinates, only the fences they are in."""
+
+    v: int = SCHEMA_VERSION
+    #: Time of the newest fix; an older one is stale and changes nothing.
+    last_ms: int = 0
+    inside: dict[FenceId, Stay] = {}

@@ -1,0 +1,309 @@
+"""Events: what happens to one customer, as it stands on the wire and in the log.
+
+JSON objects, discriminated by `type`. On a topic that carries one type only (locations, carts, purchases) `type` may
+be left out. Field names of common location feeds are accepted: `long`, `lng` or `lon`; `accuracy` or `accuracy_m`.
+Fields that nearcast does not know are ignored, so that a producer can send more than we read.
+
+Validation is strict: a wrong type, an out-of-range coordinate, NaN or an over-long string raises `InputError` and
+becomes HTTP 400 or a dead letter; nothing is guessed or repaired.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+
+from nearcast import topics
+from nearcast.errors import InputError
+from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, MessageId, Sku, StoreId, customer_id, derived_event_id
+
+MAX_BODY_BYTES = 256 * 1024
+MAX_BATCH_EVENTS = 1_000
+MAX_EVENT_BYTES = 64 * 1024
+#: How far ahead of its arrival in the log an event's own time may be (device clocks run fast).
+MAX_AHEAD_MS = 60_000
+#: How many lines one purchase may carry.
+MAX_LINES = 1_000
+
+# No control characters: ids are joined, logged and used in keys.
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f{}]+\Z")]
+Text = Annotated[str, msgspec.Meta(max_length=512)]
+Quantity = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
+Cents = Annotated[int, msgspec.Meta(ge=0, le=10_000_000_000)]
+Channel = Literal["websocket", "sms", "email"]
+ConsentScope = Literal["all", "location", "websocket", "sms", "email"]
+DeliveryStatus = Literal["sent", "delivered", "opened", "applied", "redeemed", "failed", "suppressed", "recalled"]
+
+
+class Event(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
+    """What every event has: an id (made from its place in the log if missing), a customer and a time.
+
+    `ts` is the event's own time in milliseconds since the Unix epoch; 0 means "when it reached the log".
+    """
+
+    id: Id | None = None
+    uid: Id | None = None
+    anonymous_id: Id | None = None
+    ts: Annotated[int, msgspec.Meta(ge=0, le=9_999_999_999_999)] = 0
+
+    @property
+    def customer(self) -> CustomerId:
+        """The customer whose state this event changes; also the key of its log record."""
+        return customer_id(self.uid, self.anonymous_id)
+
+    @property
+    def event_id(self) -> EventId:
+        """The id, which `decode` and intake have made sure of."""
+        if self.id is None:
+            raise ValueError("this event has no id yet")
+        return EventId(self.id)
+
+    def __post_init__(self) -> None:
+        if self.uid is None and self.anonymous_id is None:
+            raise ValueError("an event needs `uid` or `anonymous_id`")
+
+
+class Location(Event, kw_only=True, tag="location"):
+    """A position fix. `accuracy_m` is the radius of 68 % confidence in metres, as devices report it."""
+
+    lat: float
+    lng: float = math.nan
+    long: float | None = None
+    lon: float | None = None
+    accuracy_m: float = math.nan
+    accuracy: float | None = None
+    source: Literal["gps", "wifi", "beacon", "qr"] = "gps"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        longitudes = [value for value in (self.long, self.lon) if value is not None]
+        if not math.isnan(self.lng):
+            longitudes.append(self.lng)
+        if len(longitudes) != 1:
+            raise ValueError("a location needs exactly one of `lng`, `long` and `lon`")
+        self.lng, self.long, self.lon = longitudes[0], None, None
+        if math.isnan(self.accuracy_m):
+            # A feed that doesn't say is treated as ordinary street GPS.
+            self.accuracy_m = 25.0 if self.accuracy is None else self.accuracy
+        self.accuracy = None
+        if not -90 <= self.lat <= 90:
+            raise ValueError(f"`lat` must be within -90..90 degrees, not {self.lat}")
+        if not -180 <= self.lng <= 180:
+            raise ValueError(f"`lng` must be within -180..180 degrees, not {self.lng}")
+        if not 0 <= self.accuracy_m <= 100_000:
+            raise ValueError(f"`accuracy_m` must be within 0..100000 metres, not {self.accuracy_m}")
+
+
+class Cart(Event, kw_only=True, tag="cart"):
+    """A change of the customer's (online) cart. `quantity` is the new amount for "set", the change otherwise."""
+
+    action: Literal["add", "remove", "set", "clear", "order"]
+    sku: Id | None = None
+    quantity: Quantity = 1
+    price_cents: Cents | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.action in ("add", "remove", "set") and self.sku is None:
+            raise ValueError(f"a cart event with action {self.action!r} needs `sku`")
+
+
+class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One line of a purchase: what was paid in all for `quantity` pieces, and what coupons took off."""
+
+    sku: Id
+    quantity: Quantity = 1
+    amount_cents: Cents = 0
+    coupon_cents: Cents = 0
+
+
+class Purchase(Event, kw_only=True, tag="purchase"):
+    """A finished purchase: the receipt of a till or of the web shop."""
+
+    items: Annotated[list[Line], msgspec.Meta(min_length=1, max_length=MAX_LINES)]
+    store: Id | None = None
+    online: bool = False
+
+
+class Action(Event, kw_only=True, tag="action"):
+    """Something the customer did, or a member of staff did for them."""
+
+    action: Literal[
+        "app_open",
+        "qr_scan",
+        "product_view",
+        "wifi_lookup",
+        "wishlist_add",
+        "wishlist_remove",
+        "help_request",
+        "staff_contact",
+    ]
+    sku: Id | None = None
+    store: Id | None = None
+    fence: Id | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.action in ("product_view", "wishlist_add", "wishlist_remove") and self.sku is None:
+            raise ValueError(f"an action {self.action!r} needs `sku`")
+
+
+class Identify(Event, kw_only=True, tag="identify"):
+    """Sign-in: the anonymous visitor turns out to be `uid`. Travels with the anonymous customer's events."""
+
+    def __post_init__(self) -> None:
+        if self.uid is None or self.anonymous_id is None:
+            raise ValueError("an identify event needs both `uid` and `anonymous_id`")
+
+    @property
+    def customer(self) -> CustomerId:
+        return customer_id(None, self.anonymous_id)
+
+
+class Consent(Event, kw_only=True, tag="consent"):
+    """The customer grants or withdraws consent. Withdrawing "all" is an opt-out: nothing is done any more."""
+
+    scope: ConsentScope
+    granted: bool
+
+
+class Profile(Event, kw_only=True, tag="profile"):
+    """What the retailer knows of a customer. A field left out stays as it was."""
+
+    name: Text | None = None
+    email: Annotated[str, msgspec.Meta(max_length=254, pattern=r"^[^@\s]+@[^@\s]+\Z")] | None = None
+    phone: Annotated[str, msgspec.Meta(pattern=r"^\+[1-9][0-9]{5,14}\Z")] | None = None
+    locale: Annotated[str, msgspec.Meta(max_length=16)] | None = None
+    time_zone: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    loyalty: Annotated[str, msgspec.Meta(max_length=32)] | None = None
+    groups: Annotated[list[Id], msgspec.Meta(max_length=64)] | None = None
+
+
+class Receipt(Event, kw_only=True, tag="receipt"):
+    """What became of a message: written by the dispatcher, the gateway, provider callbacks and the till."""
+
+    message: Id
+    decision: Id
+    status: DeliveryStatus
+    channel: Channel | None = None
+    reason: Text = ""
+
+    @property
+    def decision_id(self) -> DecisionId:
+        return DecisionId(self.decision)
+
+
+class Timer(Event, kw_only=True, tag="timer"):
+    """A timer that came due; valid only if the customer still waits for exactly this one."""
+
+    kind: Id
+    due_ms: int
+
+
+class Stitch(Event, kw_only=True, tag="stitch"):
+    """The context an anonymous visitor had gathered, on its way to the customer they turned out to be."""
+
+    cart: dict[str, tuple[int, int | None]] = {}
+    wishlist: dict[str, int] = {}
+    viewed: dict[str, int] = {}
+
+
+class Erase(Event, kw_only=True, tag="erase"):
+    """The customer's data must go: state, messages, history."""
+
+
+AnyEvent = (
+    Location | Cart | Purchase | Action | Identify | Consent | Profile | Receipt | Timer | Stitch | Erase
+)  # what the log may carry
+IntakeEvent = Location | Cart | Purchase | Action | Identify | Consent | Profile  # what the outside may send
+
+TOPIC_OF: dict[type[Event], str] = {
+    Location: topics.LOCATIONS,
+    Cart: topics.CARTS,
+    Purchase: topics.PURCHASES,
+    Action: topics.ACTIONS,
+    Identify: topics.ACTIONS,
+    Consent: topics.ACTIONS,
+    Profile: topics.ACTIONS,
+    Erase: topics.ACTIONS,
+    Receipt: topics.FEEDBACK,
+    Timer: topics.FEEDBACK,
+    Stitch: topics.FEEDBACK,
+}
+
+_DECODE: dict[str, Callable[[bytes], AnyEvent]] = {
+    topics.LOCATIONS: msgspec.json.Decoder(Location).decode,
+    topics.CARTS: msgspec.json.Decoder(Cart).decode,
+    topics.PURCHASES: msgspec.json.Decoder(Purchase).decode,
+    topics.ACTIONS: msgspec.json.Decoder(Action | Identify | Consent | Profile | Erase).decode,
+    topics.FEEDBACK: msgspec.json.Decoder(Receipt | Timer | Stitch).decode,
+}
+_INTAKE = msgspec.json.Decoder(IntakeEvent)
+_BATCH = msgspec.json.Decoder(list[msgspec.Raw])
+_ENCODER = msgspec.json.Encoder()
+
+
+def decode(topic: str, value: bytes, *, position: str, arrived_ms: int) -> AnyEvent:
+    """The event that a log record holds.
+
+    `position` (unique per record) becomes the id of an event that has none; `arrived_ms` is when the record reached
+    the log: the time of an event that has none, and the bound for one that claims to come from the future.
+
+    Raises `InputError` with the reason for the dead letter.
+    """
+    if len(value) > MAX_EVENT_BYTES:
+        raise InputError("event_too_large", f"an event may have {MAX_EVENT_BYTES} bytes, this one has {len(value)}")
+    try:
+        event = _DECODE[topic](value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError("malformed_event", str(error), topic) from None
+    if event.ts == 0:
+        event.ts = arrived_ms
+    elif event.ts > arrived_ms + MAX_AHEAD_MS:
+        raise InputError(
+            "event_from_the_future", f"`ts` is {event.ts - arrived_ms} ms after its arrival; {MAX_AHEAD_MS} are allowed"
+        )
+    if event.id is None:
+        event.id = derived_event_id(topic, position)
+    return event
+
+
+def decode_intake(value: bytes | msgspec.Raw) -> IntakeEvent:
+    """One event as HTTP and WebSocket clients send it (`type` required). Raises `InputError`."""
+    try:
+        return _INTAKE.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError("malformed_event", str(error)) from None
+
+
+def split_batch(body: bytes) -> Sequence[msgspec.Raw]:
+    """The events of a JSON array, each still undecoded so that one bad event doesn't spoil the rest."""
+    try:
+        batch = _BATCH.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError("malformed_batch", str(error)) from None
+    if len(batch) > MAX_BATCH_EVENTS:
+        raise InputError("batch_too_large", f"a batch may hold {MAX_BATCH_EVENTS} events, this one has {len(batch)}")
+    return batch
+
+
+def encode(event: Event) -> bytes:
+    """The event as JSON, for the log."""
+    return _ENCODER.encode(event)
+
+
+def store_of(event: Purchase | Action) -> StoreId | None:
+    return StoreId(event.store) if event.store is not None else None
+
+
+def sku_of(event: Cart | Action) -> Sku | None:
+    return Sku(event.sku) if event.sku is not None else None
+
+
+def fence_of(event: Action) -> FenceId | None:
+    return FenceId(event.fence) if event.fence is not None else None
+
+
+def message_of(event: Receipt) -> MessageId:
+    return MessageId(event.message)

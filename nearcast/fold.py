@@ -1,0 +1,302 @@
+"""The fold: one event applied to one customer. Deterministic, in event time, without I/O.
+
+`apply` changes the customer it is given and says what else follows: moments, events to emit, an erasure. The same
+function serves the live engine, replay and training, so a feature means the same in all three.
+
+A location event changes `Presence`, not `Customer`: that is `geofence.tracker`'s part.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from nearcast.customer import (
+    KEPT_MESSAGES,
+    KEPT_VIEWS,
+    SEEN_EVENTS,
+    CartItem,
+    Customer,
+    SegmentHistory,
+    SentMessage,
+)
+from nearcast.decisions import Decision
+from nearcast.events import (
+    Action,
+    AnyEvent,
+    Cart,
+    Consent,
+    DeliveryStatus,
+    Erase,
+    Event,
+    Identify,
+    Location,
+    Profile,
+    Purchase,
+    Receipt,
+    Stitch,
+    Timer,
+    fence_of,
+    sku_of,
+    store_of,
+)
+from nearcast.ids import CustomerId, MessageId, Sku, derived_event_id
+from nearcast.moments import Moment
+from nearcast.world import Trigger
+
+CART_TIMER = "cart_abandoned"
+
+#: Receipts may overtake each other; a message only ever moves forward along this order.
+_STATUS_ORDER: dict[DeliveryStatus | None, int] = {
+    None: 0,
+    "sent": 1,
+    "failed": 2,
+    "suppressed": 2,
+    "delivered": 3,
+    "recalled": 3,
+    "opened": 4,
+    "applied": 5,
+    "redeemed": 6,
+}
+_MOMENT_OF_ACTION: dict[str, Trigger] = {
+    "app_open": "app_open",
+    "qr_scan": "qr_scan",
+    "product_view": "product_view",
+    "wifi_lookup": "wifi_lookup",
+    "wishlist_add": "wishlist_add",
+    "help_request": "help_request",
+}
+
+
+class FoldRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What the retailer can set about the fold."""
+
+    #: A cart left alone for this long counts as abandoned.
+    cart_abandoned_after_ms: int = 30 * 60_000
+
+
+class Folded(msgspec.Struct):
+    """What followed from an event. Anything but "applied" changed nothing."""
+
+    status: Literal["applied", "duplicate", "stale"] = "applied"
+    moments: list[Moment] = []
+    emit: list[Event] = []
+    erased: bool = False
+
+
+def apply(customer: Customer, event: AnyEvent, segments: Mapping[str, str], rules: FoldRules) -> Folded:
+    """Fold `event` into `customer`, in place. `segments` gives the product segment of a SKU."""
+    if isinstance(event, Location):
+        return Folded()
+    mark = _event_mark(event)
+    if mark in customer.seen:
+        return Folded(status="duplicate")
+    customer.seen = [*customer.seen[1 - SEEN_EVENTS :], mark]
+    match event:
+        case Cart():
+            _fold_cart(customer, event, rules)
+        case Purchase():
+            _fold_purchase(customer, event, segments)
+        case Action():
+            return _fold_action(customer, event)
+        case Consent():
+            _fold_consent(customer, event)
+        case Profile():
+            _fold_profile(customer, event)
+        case Receipt():
+            _fold_receipt(customer, event)
+        case Timer():
+            return _fold_timer(customer, event)
+        case Identify():
+            return _fold_identify(customer, event)
+        case Stitch():
+            _fold_stitch(customer, event, rules)
+        case Erase():
+            return Folded(erased=True)
+    return Folded()
+
+
+def record_message(customer: Customer, message: MessageId, decision: Decision) -> None:
+    """Remember that a message was decided, so that caps count it from this moment on."""
+    if decision.promotion is None:
+        raise ValueError(f"decision {decision.id} has no promotion, so there is no message to record")
+    sent = SentMessage(message, decision.id, decision.promotion, decision.at_ms)
+    customer.messages = [*customer.messages[1 - KEPT_MESSAGES :], sent]
+
+
+def _event_mark(event: Event) -> int:
+    return int.from_bytes(hashlib.blake2b(event.event_id.encode(), digest_size=8).digest(), "little")
+
+
+def _fold_cart(customer: Customer, event: Cart, rules: FoldRules) -> None:
+    sku = sku_of(event)
+    if event.action in ("clear", "order"):
+        customer.cart = {}
+    elif sku is not None:
+        item = customer.cart.get(sku)
+        had = item.quantity if item else 0
+        quantity = {"add": had + event.quantity, "remove": had - event.quantity, "set": event.quantity}[event.action]
+        if quantity > 0:
+            price = event.price_cents if event.price_cents is not None else (item.price_cents if item else None)
+            customer.cart[sku] = CartItem(quantity, price, event.ts)
+        else:
+            customer.cart.pop(sku, None)
+    customer.cart_changed_ms = max(customer.cart_changed_ms, event.ts)
+    customer.cart_abandoned = False
+    _set_cart_timer(customer, rules)
+
+
+def _set_cart_timer(customer: Customer, rules: FoldRules) -> None:
+    if customer.cart:
+        customer.timers[CART_TIMER] = customer.cart_changed_ms + rules.cart_abandoned_after_ms
+    else:
+        customer.timers.pop(CART_TIMER, None)
+
+
+def _fold_purchase(customer: Customer, event: Purchase, segments: Mapping[str, str]) -> None:
+    history = customer.history
+    spend = sum(line.amount_cents for line in event.items)
+    coupons = sum(line.coupon_cents for line in event.items)
+    history.baskets += 1
+    history.lines += len(event.items)
+    history.spend_cents += spend
+    history.coupon_cents += coupons
+    history.coupon_baskets += coupons > 0
+    history.first_ms = min(history.first_ms or event.ts, event.ts)
+    history.last_ms = max(history.last_ms, event.ts)
+    history.recent_baskets.add(1.0, event.ts)
+    history.recent_spend.add(float(spend), event.ts)
+    bought: set[str] = set()
+    for line in event.items:
+        sku = Sku(line.sku)
+        customer.cart.pop(sku, None)
+        customer.wishlist.pop(sku, None)
+        segment = segments.get(line.sku)
+        if segment is None:
+            continue
+        entry = history.segments.setdefault(segment, SegmentHistory())
+        entry.spend_cents += line.amount_cents
+        if event.ts >= entry.last_ms:
+            entry.last_ms = event.ts
+            entry.last_price_cents = line.amount_cents // max(line.quantity, 1)
+        if segment not in bought:
+            bought.add(segment)
+            entry.baskets += 1
+            entry.recent.add(1.0, event.ts)
+    if not customer.cart:
+        customer.cart_abandoned = False
+        customer.timers.pop(CART_TIMER, None)
+
+
+def _fold_action(customer: Customer, event: Action) -> Folded:
+    sku = sku_of(event)
+    match event.action:
+        case "wishlist_add" if sku is not None:
+            customer.wishlist[sku] = event.ts
+        case "wishlist_remove" if sku is not None:
+            customer.wishlist.pop(sku, None)
+        case "product_view" if sku is not None:
+            _remember_view(customer, sku, event.ts)
+        case "staff_contact":
+            customer.last_staff_contact_ms = max(customer.last_staff_contact_ms, event.ts)
+    trigger = _MOMENT_OF_ACTION.get(event.action)
+    if trigger is None:
+        return Folded()
+    return Folded(
+        moments=[
+            Moment(
+                event=event.event_id,
+                customer=event.customer,
+                trigger=trigger,
+                at_ms=event.ts,
+                subject=event.sku or event.fence or event.store or "",
+                store=store_of(event),
+                fence=fence_of(event),
+                sku=sku,
+            )
+        ]
+    )
+
+
+def _remember_view(customer: Customer, sku: Sku, at_ms: int) -> None:
+    customer.viewed[sku] = max(at_ms, customer.viewed.get(sku, 0))
+    while len(customer.viewed) > KEPT_VIEWS:
+        del customer.viewed[min(customer.viewed, key=lambda viewed: (customer.viewed[viewed], viewed))]
+
+
+def _fold_consent(customer: Customer, event: Consent) -> None:
+    # At one instant a withdrawal wins: when in doubt, leave people alone.
+    _, since = customer.consents.get(event.scope, (False, -1))
+    if event.ts > since or (event.ts == since and not event.granted):
+        customer.consents[event.scope] = (event.granted, event.ts)
+
+
+def _fold_profile(customer: Customer, event: Profile) -> None:
+    for field in ("name", "email", "phone", "locale", "time_zone", "loyalty", "groups"):
+        value = getattr(event, field)
+        if value is not None:
+            setattr(customer, field, value)
+
+
+def _fold_receipt(customer: Customer, event: Receipt) -> None:
+    for sent in customer.messages:
+        if sent.message == event.message:
+            if _STATUS_ORDER[event.status] > _STATUS_ORDER[sent.status]:
+                if event.status == "redeemed":
+                    customer.redemptions += 1
+                sent.status = event.status
+                sent.channel = event.channel or sent.channel
+            return
+
+
+def _fold_timer(customer: Customer, event: Timer) -> Folded:
+    if customer.timers.get(event.kind) != event.due_ms:
+        # The cart changed since, or the timer fired already.
+        return Folded(status="stale")
+    del customer.timers[event.kind]
+    if event.kind != CART_TIMER or not customer.cart:
+        return Folded()
+    customer.cart_abandoned = True
+    return Folded(
+        moments=[
+            Moment(
+                event=event.event_id,
+                customer=customer.id,
+                trigger="cart_abandoned",
+                at_ms=event.ts,
+                subject=str(event.due_ms),
+            )
+        ]
+    )
+
+
+def _fold_identify(customer: Customer, event: Identify) -> Folded:
+    if event.uid is None:
+        raise ValueError("decode has made sure that an identify event has a uid")
+    stitch = Stitch(
+        id=derived_event_id("stitch", event.event_id),
+        uid=event.uid,
+        ts=event.ts,
+        cart={sku: (item.quantity, item.price_cents) for sku, item in customer.cart.items()},
+        wishlist=dict(customer.wishlist),
+        viewed=dict(customer.viewed),
+    )
+    customer.stitched_to = CustomerId(event.uid)
+    customer.cart, customer.wishlist, customer.viewed = {}, {}, {}
+    customer.timers.pop(CART_TIMER, None)
+    return Folded(emit=[stitch])
+
+
+def _fold_stitch(customer: Customer, event: Stitch, rules: FoldRules) -> None:
+    for sku, (quantity, price_cents) in event.cart.items():
+        item = customer.cart.get(Sku(sku))
+        had = item.quantity if item else 0
+        customer.cart[Sku(sku)] = CartItem(had + quantity, price_cents, event.ts)
+    for sku, at_ms in event.wishlist.items():
+        customer.wishlist[Sku(sku)] = max(at_ms, customer.wishlist.get(Sku(sku), 0))
+    for sku, at_ms in event.viewed.items():
+        _remember_view(customer, Sku(sku), at_ms)
+    if event.cart:
+        customer.cart_changed_ms = max(customer.cart_changed_ms, event.ts)
+        _set_cart_timer(customer, rules)

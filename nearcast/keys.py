@@ -1,0 +1,121 @@
+"""The names of every key in the state store, in one place.
+
+Keys of partition *p* carry the hash tag `{p}`, so one script can commit them together on Valkey or Redis Cluster.
+"""
+
+PREFIX = "nearcast:"
+
+
+def epoch(partition: int) -> str:
+    """Integer; rises each time a worker takes the partition over."""
+    return f"{PREFIX}{{{partition}}}:epoch"
+
+
+def offsets(partition: int) -> str:
+    """Hash: topic → the position after the last record folded into the state."""
+    return f"{PREFIX}{{{partition}}}:offsets"
+
+
+def customer(partition: int, customer_id: str) -> str:
+    """msgpack of `nearcast.customer.Customer`."""
+    return f"{PREFIX}{{{partition}}}:customer:{customer_id}"
+
+
+def presence(partition: int, customer_id: str) -> str:
+    """msgpack of `nearcast.customer.Presence`."""
+    return f"{PREFIX}{{{partition}}}:presence:{customer_id}"
+
+
+def outbox(partition: int) -> str:
+    """Stream: field `e` holds a `nearcast.messages.OutboxEntry` as JSON."""
+    return f"{PREFIX}{{{partition}}}:outbox"
+
+
+def timers(partition: int) -> str:
+    """Sorted set: `<kind>\\x1f<customer>` by due time in ms."""
+    return f"{PREFIX}{{{partition}}}:timers"
+
+
+def dead_letters(partition: int) -> str:
+    """Stream: `reason`, `detail`, `topic`, `offset`, `value`."""
+    return f"{PREFIX}{{{partition}}}:dead-letters"
+
+
+def decision(partition: int, decision_id: str) -> str:
+    """JSON of `nearcast.decisions.Decision`; expires."""
+    return f"{PREFIX}{{{partition}}}:decision:{decision_id}"
+
+
+def decisions_of(partition: int, customer_id: str) -> str:
+    """List: the customer's decision ids, newest first; bounded, expires."""
+    return f"{PREFIX}{{{partition}}}:decisions:{customer_id}"
+
+
+def opt_outs(partition: int) -> str:
+    """Hash: customer → JSON of scopes withdrawn through the API, effective before the log has caught up."""
+    return f"{PREFIX}{{{partition}}}:opt-outs"
+
+
+def delivery(partition: int, message_id: str) -> str:
+    """Hash: how far the dispatcher got with a message; expires."""
+    return f"{PREFIX}{{{partition}}}:delivery:{message_id}"
+
+
+def coupon(code: str) -> str:
+    """Hash: a coupon's state. Lives in a slot of its own: a till knows the code only."""
+    return f"{PREFIX}coupon:{{{code}}}"
+
+
+def channel_stream(channel: str) -> str:
+    """Stream: the last publications of a gateway channel."""
+    return f"{PREFIX}channel:{{{channel}}}:stream"
+
+
+def channel_meta(channel: str) -> str:
+    """Hash: `epoch` and `offset` of a gateway channel."""
+    return f"{PREFIX}channel:{{{channel}}}:meta"
+
+
+def channel_nodes(channel: str) -> str:
+    """Sorted set: gateway nodes with a subscriber, by time of their last sign of life in ms."""
+    return f"{PREFIX}channel:{{{channel}}}:nodes"
+
+
+def node_bus(node: str) -> str:
+    """Pub/sub channel over which publications reach one gateway node."""
+    return f"{PREFIX}node:{node}"
+
+
+def stock(store_id: str) -> str:
+    """Hash: SKU → pieces in stock."""
+    return f"{PREFIX}stock:{store_id}"
+
+
+def world(kind: str) -> str:
+    """Hash: id → JSON of a `nearcast.world` struct; `kind` is store, fence, product or promotion."""
+    return f"{PREFIX}{{world}}:{kind}"
+
+
+def world_version() -> str:
+    """Integer; rises with every change of the world."""
+    return f"{PREFIX}{{world}}:version"
+
+
+def log_stream(topic: str, partition: int) -> str:
+    """Stream: one partition of a topic, when Valkey Streams are the event log."""
+    return f"{PREFIX}log:{{{partition}}}:{topic}"
+
+
+def log_owner(partition: int) -> str:
+    """String: the worker that holds the lease of a partition, when Valkey Streams are the event log."""
+    return f"{PREFIX}log:{{{partition}}}:owner"
+
+
+def log_members(group: str) -> str:
+    """Sorted set: workers of a consumer group by time of their last sign of life in ms."""
+    return f"{PREFIX}log:members:{group}"
+
+
+def assist(alert: str) -> str:
+    """Hash: who claimed an assist alert, and when."""
+    return f"{PREFIX}assist:{{{alert}}}"

@@ -1,0 +1,86 @@
+"""Messages: what leaves the outbox, and what a device receives.
+
+The outbox holds `OutboxEntry` values, committed together with the state that led to them; nothing is sent from
+anywhere else. `Push` is the JSON that phones and staff tablets get in a publication's `data`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from nearcast.events import Channel
+from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, MessageId, PromotionId, Sku, StoreId
+from nearcast.world import Trigger
+
+
+class Message(msgspec.Struct, kw_only=True, omit_defaults=True, tag="message"):
+    """One message to one customer ("offer") or to a store's staff ("assist").
+
+    It is true until `deadline_ms`. What must still hold when it is sent: the customer is inside `fence` (if set), and
+    `sku` is in stock at `store` (if both are set).
+    """
+
+    id: MessageId
+    decision: DecisionId
+    kind: Literal["offer", "assist"]
+    customer: CustomerId
+    promotion: PromotionId
+    trigger: Trigger
+    event: EventId
+    #: Event time of the moment, and when the last point of relevance is.
+    at_ms: int
+    deadline_ms: int
+    coupon_expires_ms: int
+    channels: list[Channel]
+    store: StoreId | None = None
+    fence: FenceId | None = None
+    sku: Sku | None = None
+
+
+class Emitted(msgspec.Struct, kw_only=True, tag="emitted"):
+    """An event that nearcast writes back to the log (for example to another customer's partition)."""
+
+    topic: str
+    key: str
+    value: msgspec.Raw
+
+
+OutboxEntry = Message | Emitted
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(OutboxEntry)
+
+
+def encode_outbox(entry: OutboxEntry) -> bytes:
+    return _ENCODER.encode(entry)
+
+
+def decode_outbox(data: bytes) -> OutboxEntry:
+    return _DECODER.decode(data)
+
+
+class Push(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A message as a device gets it. Texts are final; ids are for `ack`, `open` and `apply`.
+
+    For staff (`kind` "assist") `customer` is a short handle, never a name or contact point.
+    """
+
+    kind: Literal["offer", "assist", "withdraw"]
+    message: MessageId
+    decision: DecisionId
+    title: str
+    body: str
+    promotion: PromotionId
+    trigger: Trigger
+    event: EventId
+    at_ms: int
+    deadline_ms: int
+    store: StoreId | None = None
+    store_name: str = ""
+    sku: Sku | None = None
+    product: str = ""
+    price_cents: int | None = None
+    discount_cents: int | None = None
+    fence: FenceId | None = None
+    fence_name: str = ""
+    customer: str = ""

@@ -1,0 +1,37 @@
+"""Every metric, declared once. `docs/reference/metrics.md` is made from this table (`nearcast reference metrics`).
+
+`prometheus_client` keeps the values; the roles of one process share its registry.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+EVENTS = Counter("nearcast_events_total", "Events folded into customer state, by topic and result.", ["topic", "result"])
+INTAKE = Counter("nearcast_intake_total", "Events offered over HTTP or WebSocket, by result.", ["result"])
+DEAD_LETTERS = Counter(
+    "nearcast_dead_letters_total", "Records that could not be processed, by reason. Look at them; then fix the producer.",
+    ["reason"],
+)
+TRANSITIONS = Counter("nearcast_transitions_total", "Enter, dwell and exit transitions.", ["kind", "fence_kind"])
+DECISIONS = Counter("nearcast_decisions_total", "Moments decided, by outcome and reason.", ["outcome", "reason"])
+SENDS = Counter("nearcast_sends_total", "Send attempts, by channel and status.", ["channel", "status"])
+SUPPRESSED = Counter("nearcast_suppressed_total", "Messages dropped by the re-check at send, by reason.", ["reason"])
+COUPONS = Counter("nearcast_coupons_total", "Coupon steps, by step and result.", ["step", "result"])
+CONNECTIONS = Gauge("nearcast_connections", "Open WebSocket connections of this process.")
+DISCONNECTS = Counter("nearcast_disconnects_total", "WebSocket connections closed by the server, by code.", ["code"])
+BATCH_SECONDS = Histogram(
+    "nearcast_batch_seconds", "Time one engine batch took, by stage.", ["stage"], buckets=_SECONDS
+)
+BATCH_EVENTS = Histogram(
+    "nearcast_batch_events", "Events in one engine batch.", buckets=(1, 10, 50, 100, 250, 500, 1000, 2000, 5000)
+)
+EVENT_TO_COMMIT = Histogram(
+    "nearcast_event_to_commit_seconds", "From arrival in the log to the commit of its effects.", buckets=_SECONDS
+)
+EVENT_TO_SEND = Histogram(
+    "nearcast_event_to_send_seconds", "From the moment's event time to the hand-over to a channel.", ["channel"],
+    buckets=_SECONDS,
+)
+OWNED_PARTITIONS = Gauge("nearcast_owned_partitions", "Partitions this engine owns.")
+TASK_FAILURES = Counter("nearcast_task_failures_total", "Background tasks that failed and were restarted.", ["task"])

@@ -1,0 +1,258 @@
+"""The world's vocabulary: stores, fences, products and promotions as the retailer describes them.
+
+These are the shapes on the wire (catalogue topics, admin API, files), validated when they are decoded. `geofence`
+compiles fences into an index and `offers` compiles promotions into rules; neither changes what stands here.
+"""
+
+import math
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+
+from nearcast.events import Cents, Channel, Id, Text
+from nearcast.ids import FenceId, PromotionId, Sku, StoreId
+
+Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90)]
+Longitude = Annotated[float, msgspec.Meta(ge=-180, le=180)]
+Metres = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
+#: Minutes since local midnight; 1440 is the end of the day.
+Minute = Annotated[int, msgspec.Meta(ge=0, le=1440)]
+
+FenceKind = Literal["vicinity", "store", "department", "shelf", "product"]
+Trigger = Literal[
+    "enter",  # came into a store, department or shelf fence
+    "dwell",  # stayed in one for its dwell time
+    "exit",  # left one
+    "walk_past",  # came into the vicinity of a store
+    "near_product",  # came within the radius of a product's display position
+    "cart_abandoned",  # left the online cart alone for a while
+    "app_open",
+    "qr_scan",
+    "product_view",
+    "wifi_lookup",
+    "wishlist_add",
+    "help_request",
+]
+
+#: Three feet: how near to a display position counts as standing at the product.
+PRODUCT_RADIUS_M = 0.9144
+
+
+class Circle(msgspec.Struct, tag="Circle", frozen=True, forbid_unknown_fields=True):
+    """A disc on the Earth's surface; `center` is longitude, latitude in degrees, as in GeoJSON."""
+
+    center: tuple[Longitude, Latitude]
+    radius_m: Metres
+
+
+class Polygon(msgspec.Struct, tag="Polygon", frozen=True, forbid_unknown_fields=True):
+    """A GeoJSON polygon: closed rings of longitude, latitude; the first is the shell, the others are holes."""
+
+    coordinates: list[list[tuple[Longitude, Latitude]]]
+
+
+class MultiPolygon(msgspec.Struct, tag="MultiPolygon", frozen=True, forbid_unknown_fields=True):
+    """Several GeoJSON polygons that are one fence."""
+
+    coordinates: list[list[list[tuple[Longitude, Latitude]]]]
+
+
+Geometry = Circle | Polygon | MultiPolygon
+
+
+class OpenHours(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One window a week. `weekday` 0 is Monday; `closes` before or at `opens` means the next day."""
+
+    weekday: Annotated[int, msgspec.Meta(ge=0, le=6)]
+    opens: Minute
+    closes: Minute
+
+
+class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A shop. No `hours` means always open."""
+
+    id: Id
+    name: Text
+    lat: Latitude
+    lng: Longitude
+    time_zone: str = "UTC"
+    hours: list[OpenHours] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            ZoneInfo(self.time_zone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"`time_zone` {self.time_zone!r} is not an IANA time zone") from None
+
+    @property
+    def store_id(self) -> StoreId:
+        return StoreId(self.id)
+
+
+class Fence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A place that matters. `sku` belongs to fences of kind "product" only."""
+
+    id: Id
+    store: Id
+    kind: FenceKind
+    geometry: Geometry
+    name: Text = ""
+    parent: Id | None = None
+    sku: Id | None = None
+    dwell_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
+    #: How far outside a fix must be before it counts as having left; damps the jitter at the edge.
+    exit_margin_m: Annotated[float, msgspec.Meta(ge=0, le=1_000)] = 10.0
+
+    def __post_init__(self) -> None:
+        if (self.kind == "product") != (self.sku is not None):
+            raise ValueError('`sku` belongs to fences of kind "product", and every one of them needs it')
+
+    @property
+    def fence_id(self) -> FenceId:
+        return FenceId(self.id)
+
+    @property
+    def store_id(self) -> StoreId:
+        return StoreId(self.store)
+
+
+class Display(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a product stands in a store; becomes a fence of kind "product"."""
+
+    store: Id
+    lat: Latitude
+    lng: Longitude
+    radius_m: Metres = PRODUCT_RADIUS_M
+    aisle: Text = ""
+
+
+class Product(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A thing for sale. `segment` is the product group that promotions and affinities speak of."""
+
+    sku: Id
+    name: Text
+    segment: Id
+    variant: Text = ""
+    price_cents: Cents = 0
+    displays: list[Display] = []
+
+
+class Stock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many pieces of a product a store has now."""
+
+    store: Id
+    sku: Id
+    quantity: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+
+
+class Discount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the coupon takes off: a share of the price or a fixed amount."""
+
+    percent: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
+    amount_cents: Annotated[int, msgspec.Meta(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.percent is None) == (self.amount_cents is None):
+            raise ValueError("a discount has either `percent` or `amount_cents`")
+
+    def off_cents(self, price_cents: int) -> int:
+        """What it takes off a price, in cents; never more than the price."""
+        if self.percent is not None:
+            return min(price_cents, math.floor(price_cents * self.percent / 100))
+        return min(price_cents, self.amount_cents or 0)
+
+
+class Who(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The audience. An empty list asks for nothing; several conditions must all hold."""
+
+    groups: list[Id] = []
+    loyalty: list[Id] = []
+    #: The customer has a thing of the promotion in their abandoned or active cart.
+    in_cart: bool = False
+    #: The customer has a thing of the promotion on their wishlist.
+    on_wishlist: bool = False
+
+
+class Where(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The places. Empty lists mean anywhere that the trigger can happen."""
+
+    stores: list[Id] = []
+    fences: list[Id] = []
+    kinds: list[FenceKind] = []
+
+
+class What(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The things on offer: by SKU or by product segment; both empty means anything in the shop."""
+
+    skus: list[Id] = []
+    segments: list[Id] = []
+    discount: Discount | None = None
+
+
+class When(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The campaign's window, in milliseconds since the Unix epoch; start included, end excluded."""
+
+    starts_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    ends_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class Cap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """At most `count` messages of this promotion to one customer in any `period_s` seconds."""
+
+    count: Annotated[int, msgspec.Meta(ge=1)]
+    period_s: Annotated[int, msgspec.Meta(ge=1, le=366 * 86_400)]
+
+
+class Words(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The message in one locale: Jinja templates over `product`, `store`, `discount`, `price` and `customer`."""
+
+    title: Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
+    body: Annotated[str, msgspec.Meta(max_length=480)] = ""
+
+
+class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to say to whom, where and when; and what it is worth. See docs/reference/promotions.md."""
+
+    id: Id
+    name: Text
+    trigger: Trigger
+    kind: Literal["offer", "assist"] = "offer"
+    who: Who = Who()
+    where: Where = Where()
+    what: What = What()
+    when: When = When()
+    #: What one redemption is worth to the retailer after the discount; ranks offers together with the propensity.
+    value_cents: Annotated[int, msgspec.Meta(ge=0)] = 100
+    #: How long the moment lasts: a message not sent by then is not sent at all.
+    deadline_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 300.0
+    #: How long the coupon can be redeemed after it was offered.
+    coupon_valid_s: Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)] = 7_200.0
+    caps: list[Cap] = msgspec.field(default_factory=lambda: [Cap(count=1, period_s=86_400)])
+    #: Allowed channels, in order of preference where the customer can be reached on several.
+    channels: Annotated[list[Channel], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["websocket", "sms", "email"]
+    )
+    #: By locale ("en", "de-AT"); "en" is the fall-back and must be there.
+    words: dict[str, Words]
+
+    def __post_init__(self) -> None:
+        if "en" not in self.words:
+            raise ValueError('`words` needs an "en" entry: it is the fall-back for every other locale')
+        if self.when.starts_ms and self.when.ends_ms and self.when.ends_ms <= self.when.starts_ms:
+            raise ValueError("`when` ends before it starts")
+
+    @property
+    def promotion_id(self) -> PromotionId:
+        return PromotionId(self.id)
+
+
+class Removed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """On a catalogue topic: the thing with this id (store, fence, sku or promotion) is no more."""
+
+    kind: Literal["store", "fence", "product", "promotion"]
+    id: Id
+
+
+def skus_of(promotion: Promotion) -> list[Sku]:
+    return [Sku(sku) for sku in promotion.what.skus]
