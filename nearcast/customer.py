@@ -123,6 +123,11 @@ class Customer(msgspec.Struct, kw_only=True, omit_defaults=True):
         """True if the customer withdrew consent to everything."""
         return not self.consents.get("all", (True, 0))[0]
 
+    @property
+    def location_allowed(self) -> bool:
+        """True unless the customer opted out or withdrew consent to location: only then may fixes be used."""
+        return not self.opted_out and self.consents.get("location", (True, 0))[0]
+
 
 class Stay(msgspec.Struct, array_like=True):
     """Being inside one fence."""

@@ -1,21 +1,21 @@
 """The error tree. The class decides what happens next; the message says what was wrong and where.
 
-    NearcastError
-    ├── InputError              the caller's fault: HTTP 4xx, or a dead letter with `reason`
-    │   ├── NotFound            404
-    │   ├── Conflict            409
-    │   ├── Gone                410
-    │   ├── Unauthenticated     401
-    │   ├── Forbidden           403
-    │   ├── TooLarge            413
-    │   └── TooManyRequests     429
-    ├── ConfigurationError      start-up stops, naming the setting
-    ├── Unavailable             a dependency is away: retry with backoff, HTTP 503
-    ├── Fenced                  another worker owns the partition: drop the batch and everything cached for it
-    └── SendError               a channel could not deliver
-        ├── RetrySend           the same channel, later
-        ├── FallBack            not this channel: try the next one
-        └── DropSend            no channel will do: record it and stop
+NearcastError
+├── InputError              the caller's fault: HTTP 4xx, or a dead letter with `reason`
+│   ├── NotFound            404
+│   ├── Conflict            409
+│   ├── Gone                410
+│   ├── Unauthenticated     401
+│   ├── Forbidden           403
+│   ├── TooLarge            413
+│   └── TooManyRequests     429
+├── ConfigurationError      start-up stops, naming the setting
+├── Unavailable             a dependency is away: retry with backoff, HTTP 503
+├── Fenced                  another worker owns the partition: drop the batch and everything cached for it
+└── SendError               a channel could not deliver
+    ├── RetrySend           the same channel, later
+    ├── FallBack            not this channel: try the next one
+    └── DropSend            no channel will do: record it and stop
 """
 
 

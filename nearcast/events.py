@@ -16,7 +16,17 @@ import msgspec
 
 from nearcast import topics
 from nearcast.errors import InputError
-from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, MessageId, Sku, StoreId, customer_id, derived_event_id
+from nearcast.ids import (
+    CustomerId,
+    DecisionId,
+    EventId,
+    FenceId,
+    MessageId,
+    Sku,
+    StoreId,
+    customer_id,
+    derived_event_id,
+)
 
 MAX_BODY_BYTES = 256 * 1024
 MAX_BATCH_EVENTS = 1_000
@@ -204,9 +214,9 @@ class Timer(Event, kw_only=True, tag="timer"):
 class Stitch(Event, kw_only=True, tag="stitch"):
     """The context an anonymous visitor had gathered, on its way to the customer they turned out to be."""
 
-    cart: dict[str, tuple[int, int | None]] = {}
-    wishlist: dict[str, int] = {}
-    viewed: dict[str, int] = {}
+    cart: dict[Sku, tuple[int, int | None]] = {}
+    wishlist: dict[Sku, int] = {}
+    viewed: dict[Sku, int] = {}
 
 
 class Erase(Event, kw_only=True, tag="erase"):
@@ -239,7 +249,7 @@ _DECODE: dict[str, Callable[[bytes], AnyEvent]] = {
     topics.ACTIONS: msgspec.json.Decoder(Action | Identify | Consent | Profile | Erase).decode,
     topics.FEEDBACK: msgspec.json.Decoder(Receipt | Timer | Stitch).decode,
 }
-_INTAKE = msgspec.json.Decoder(IntakeEvent)
+_INTAKE: msgspec.json.Decoder[IntakeEvent] = msgspec.json.Decoder(IntakeEvent)
 _BATCH = msgspec.json.Decoder(list[msgspec.Raw])
 _ENCODER = msgspec.json.Encoder()
 

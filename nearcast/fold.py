@@ -290,13 +290,13 @@ def _fold_identify(customer: Customer, event: Identify) -> Folded:
 
 def _fold_stitch(customer: Customer, event: Stitch, rules: FoldRules) -> None:
     for sku, (quantity, price_cents) in event.cart.items():
-        item = customer.cart.get(Sku(sku))
+        item = customer.cart.get(sku)
         had = item.quantity if item else 0
-        customer.cart[Sku(sku)] = CartItem(had + quantity, price_cents, event.ts)
+        customer.cart[sku] = CartItem(had + quantity, price_cents, event.ts)
     for sku, at_ms in event.wishlist.items():
-        customer.wishlist[Sku(sku)] = max(at_ms, customer.wishlist.get(Sku(sku), 0))
+        customer.wishlist[sku] = max(at_ms, customer.wishlist.get(sku, 0))
     for sku, at_ms in event.viewed.items():
-        _remember_view(customer, Sku(sku), at_ms)
+        _remember_view(customer, sku, at_ms)
     if event.cart:
         customer.cart_changed_ms = max(customer.cart_changed_ms, event.ts)
         _set_cart_timer(customer, rules)

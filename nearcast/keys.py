@@ -16,6 +16,11 @@ def offsets(partition: int) -> str:
     return f"{PREFIX}{{{partition}}}:offsets"
 
 
+def catalogue_offsets(partition: int) -> str:
+    """Hash: catalogue topic → the position after the last change applied to the world."""
+    return f"{PREFIX}{{{partition}}}:catalogue-offsets"
+
+
 def customer(partition: int, customer_id: str) -> str:
     """msgpack of `nearcast.customer.Customer`."""
     return f"{PREFIX}{{{partition}}}:customer:{customer_id}"
@@ -57,7 +62,7 @@ def opt_outs(partition: int) -> str:
 
 
 def delivery(partition: int, message_id: str) -> str:
-    """Hash: how far the dispatcher got with a message; expires."""
+    """JSON: how far the dispatcher got with a message; expires."""
     return f"{PREFIX}{{{partition}}}:delivery:{message_id}"
 
 
@@ -117,5 +122,5 @@ def log_members(group: str) -> str:
 
 
 def assist(alert: str) -> str:
-    """Hash: who claimed an assist alert, and when."""
+    """String: the member of staff who claimed an assist alert; expires."""
     return f"{PREFIX}assist:{{{alert}}}"

@@ -48,7 +48,7 @@ class Emitted(msgspec.Struct, kw_only=True, tag="emitted"):
 OutboxEntry = Message | Emitted
 
 _ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(OutboxEntry)
+_DECODER: msgspec.json.Decoder[OutboxEntry] = msgspec.json.Decoder(OutboxEntry)
 
 
 def encode_outbox(entry: OutboxEntry) -> bytes:

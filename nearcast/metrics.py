@@ -7,10 +7,13 @@ from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
-EVENTS = Counter("nearcast_events_total", "Events folded into customer state, by topic and result.", ["topic", "result"])
+EVENTS = Counter(
+    "nearcast_events_total", "Events folded into customer state, by topic and result.", ["topic", "result"]
+)
 INTAKE = Counter("nearcast_intake_total", "Events offered over HTTP or WebSocket, by result.", ["result"])
 DEAD_LETTERS = Counter(
-    "nearcast_dead_letters_total", "Records that could not be processed, by reason. Look at them; then fix the producer.",
+    "nearcast_dead_letters_total",
+    "Records that could not be processed, by reason. Look at them; then fix the producer.",
     ["reason"],
 )
 TRANSITIONS = Counter("nearcast_transitions_total", "Enter, dwell and exit transitions.", ["kind", "fence_kind"])
@@ -30,7 +33,9 @@ EVENT_TO_COMMIT = Histogram(
     "nearcast_event_to_commit_seconds", "From arrival in the log to the commit of its effects.", buckets=_SECONDS
 )
 EVENT_TO_SEND = Histogram(
-    "nearcast_event_to_send_seconds", "From the moment's event time to the hand-over to a channel.", ["channel"],
+    "nearcast_event_to_send_seconds",
+    "From the moment's event time to the hand-over to a channel.",
+    ["channel"],
     buckets=_SECONDS,
 )
 OWNED_PARTITIONS = Gauge("nearcast_owned_partitions", "Partitions this engine owns.")

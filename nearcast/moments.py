@@ -40,9 +40,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float = 1.0
 
 
-def moments_of_transitions(
-    event: EventId, customer: CustomerId, transitions: Iterable[Transition]
-) -> list[Moment]:
+def moments_of_transitions(event: EventId, customer: CustomerId, transitions: Iterable[Transition]) -> list[Moment]:
     """The moments that a customer's transitions are worth, in the order given."""
     moments = []
     for transition in transitions:

@@ -13,10 +13,11 @@ FEEDBACK = "nearcast.feedback"
 
 CUSTOMER_TOPICS = (LOCATIONS, CARTS, PURCHASES, ACTIONS, FEEDBACK)
 
+STORES = "stores.profiles"
+FENCES = "stores.fences"
 PRODUCTS = "stores.products"
 STOCK = "stores.stock"
-PLACES = "stores.places"
 PROMOTIONS = "products.promotions"
 
-#: Catalogue changes, keyed by the thing changed. Read by every engine, applied to the shared world.
-CATALOGUE_TOPICS = (PRODUCTS, STOCK, PLACES, PROMOTIONS)
+#: Catalogue changes, keyed by the id of the thing changed; an empty value removes it. Applied to the shared world.
+CATALOGUE_TOPICS = (STORES, FENCES, PRODUCTS, STOCK, PROMOTIONS)

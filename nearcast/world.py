@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 
 from nearcast.events import Cents, Channel, Id, Text
-from nearcast.ids import FenceId, PromotionId, Sku, StoreId
+from nearcast.ids import FenceId, PromotionId, StoreId
 
 Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90)]
 Longitude = Annotated[float, msgspec.Meta(ge=-180, le=180)]
@@ -245,14 +245,3 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def promotion_id(self) -> PromotionId:
         return PromotionId(self.id)
-
-
-class Removed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """On a catalogue topic: the thing with this id (store, fence, sku or promotion) is no more."""
-
-    kind: Literal["store", "fence", "product", "promotion"]
-    id: Id
-
-
-def skus_of(promotion: Promotion) -> list[Sku]:
-    return [Sku(sku) for sku in promotion.what.skus]

@@ -1,1 +1,1 @@
-"""."""
+"""Tests of the shared vocabulary."""

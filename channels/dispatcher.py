@@ -1,0 +1,225 @@
+"""The dispatcher: takes the outbox and brings every entry to its end.
+
+Order: entries of one customer (and events of one log key) are handled one after the other, in outbox order; different
+customers go side by side, at most `max_in_flight` taken and `concurrency` handed over at a time. An entry is done only
+after its outcome is in the log, so a crash repeats an entry and never loses one. A log or store that is away is waited
+for. It never sends anything that does not stand in the outbox.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from channels.breaker import Breaker
+from channels.contract import Channel, Prepared
+from channels.delivery import Courier, Delivery, Desk
+from channels.patience import Patience, Stopping
+from nearcast import events
+from nearcast.clock import Clock
+from nearcast.errors import Unavailable
+from nearcast.messages import Message, OutboxEntry
+from nearcast.metrics import TASK_FAILURES
+
+__all__ = ["Delivery", "Desk", "Dispatcher", "DispatcherSettings", "Outbox", "Pending", "Prepared"]
+
+log = logging.getLogger("nearcast.channels")
+
+#: With `max_in_flight` entries taken, how often to look whether there is room again.
+_FULL_WAIT_S = 0.02
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An outbox entry that was taken and is not done. `attempts` is how often it was taken, this time included."""
+
+    partition: int
+    entry_id: str
+    entry: OutboxEntry
+    attempts: int
+
+
+class Outbox(Protocol):
+    """What the engine committed and nobody has finished yet. Both methods raise `Unavailable`."""
+
+    async def read(self, max_entries: int, wait_ms: int) -> list[Pending]:
+        """Take entries, oldest first per partition; [] after `wait_ms`. One dispatcher holds an entry at a time.
+
+        Calling it is also what keeps entries that are taken and not done from other dispatchers: call it every few
+        seconds, with `max_entries` 0 when there is no room for more.
+        """
+        ...
+
+    async def done(self, pendings: Sequence[Pending]) -> None:
+        """Remove entries for good. Doing it twice is harmless."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DispatcherSettings:
+    """How much at once, and how patient. Durations in seconds unless the name says otherwise."""
+
+    #: Hand-overs at a time. Each holds a connection to a provider.
+    concurrency: int = 64
+    #: Entries taken and not done; the rest waits in the outbox.
+    max_in_flight: int = 1_000
+    read_wait_ms: int = 500
+    #: Passing faults of one channel before the next one gets the message.
+    attempts_per_channel: int = 4
+    backoff_s: float = 0.25
+    backoff_cap_s: float = 5.0
+    #: Longer than any channel's own time-outs; guards against one that hangs.
+    send_timeout_s: float = 30.0
+    breaker_failures: int = 5
+    breaker_open_s: float = 5.0
+    #: How long `stop` waits for hand-overs under way.
+    drain_s: float = 10.0
+
+
+class Dispatcher:
+    """Runs from `run()` until it is cancelled or `stop()` is called. One instance runs once."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        desk: Desk,
+        channels: Sequence[Channel],
+        clock: Clock,
+        settings: DispatcherSettings | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self._desk = desk
+        self._settings = settings or DispatcherSettings()
+        self._stopping = asyncio.Event()
+        self._patience = Patience(self._settings.backoff_s, self._settings.backoff_cap_s, self._stopping)
+        by_name: Mapping[events.Channel, Channel] = {channel.name: channel for channel in channels}
+        self._courier = Courier(
+            desk,
+            by_name,
+            {name: Breaker(clock, self._settings.breaker_failures, self._settings.breaker_open_s) for name in by_name},
+            clock,
+            self._patience,
+            slots=self._settings.concurrency,
+            attempts_per_channel=self._settings.attempts_per_channel,
+            send_timeout_s=self._settings.send_timeout_s,
+        )
+        self._lanes: dict[str, deque[Pending]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._in_flight = 0
+        self._finished: list[Pending] = []
+        self._any_finished = asyncio.Event()
+        self._removing = asyncio.Lock()
+        self._ended = asyncio.Event()
+        self._ended.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled (at once: unfinished entries stay in the outbox) or told to stop."""
+        self._ended.clear()
+        remover = asyncio.create_task(self._remove_finished(), name="dispatcher remover")
+        try:
+            await self._take_entries()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
+            await self._remove_once()
+        finally:
+            for task in (remover, *self._tasks):
+                task.cancel()
+            await asyncio.gather(remover, *self._tasks, return_exceptions=True)
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """Take no more entries, let hand-overs under way finish, and return when `run` has ended."""
+        self._stopping.set()
+        await self._ended.wait()
+
+    async def _take_entries(self) -> None:
+        faults = 0
+        while not self._stopping.is_set():
+            room = max(0, self._settings.max_in_flight - self._in_flight)
+            try:
+                for pending in await self._outbox.read(room, self._settings.read_wait_ms if room else 0):
+                    self._queue(pending)
+                faults = 0
+                if not room:
+                    await asyncio.sleep(_FULL_WAIT_S)
+                continue
+            except Unavailable as error:
+                log.warning("the outbox has to wait: %s", error)
+            except Exception:
+                TASK_FAILURES.labels("dispatcher").inc()
+                log.exception("reading the outbox failed")
+            faults += 1
+            try:
+                await self._patience.pause(self._patience.backoff_s(faults))
+            except Stopping:
+                return
+
+    def _queue(self, pending: Pending) -> None:
+        self._in_flight += 1
+        entry = pending.entry
+        lane = f"customer {entry.customer}" if isinstance(entry, Message) else f"key {entry.key}"
+        if lane in self._lanes:
+            self._lanes[lane].append(pending)
+            return
+        self._lanes[lane] = deque([pending])
+        task = asyncio.create_task(self._run_lane(lane), name=f"dispatcher lane {pending.partition}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_lane(self, lane: str) -> None:
+        queue = self._lanes[lane]
+        try:
+            while queue:
+                await self._finish(queue[0])
+                self._finished.append(queue.popleft())
+                self._any_finished.set()
+        except Stopping:
+            pass
+        finally:
+            self._in_flight -= len(queue)
+            del self._lanes[lane]
+
+    async def _finish(self, pending: Pending) -> None:
+        """Bring one entry to its end, whatever it takes. Raises `Stopping`."""
+        entry = pending.entry
+        faults = 0
+        while True:
+            try:
+                if isinstance(entry, Message):
+                    await self._courier.deliver(entry)
+                else:
+                    await self._patience.insist("an event", partial(self._desk.emit, entry))
+                return
+            except Stopping:
+                raise
+            except Exception:
+                # Ours to mend, and not to crash on: a message ends at its deadline, an event stays in the outbox.
+                faults += 1
+                TASK_FAILURES.labels("dispatcher").inc()
+                log.exception("outbox entry %s of partition %d failed", pending.entry_id, pending.partition)
+            await self._patience.pause(self._patience.backoff_s(faults))
+
+    async def _remove_finished(self) -> None:
+        while True:
+            await self._any_finished.wait()
+            if not await self._remove_once():
+                await asyncio.sleep(self._patience.backoff_s(1))
+
+    async def _remove_once(self) -> bool:
+        """Tell the outbox what is done; what it does not hear now it hears the next time."""
+        async with self._removing:
+            batch, self._finished = self._finished, []
+            self._any_finished.clear()
+            try:
+                if batch:
+                    await self._outbox.done(batch)
+            except Exception as error:  # noqa: BLE001 entries that stay are handled again, which changes nothing
+                log.warning("could not remove %d finished outbox entries yet: %s", len(batch), error)
+                self._finished = batch + self._finished
+                self._any_finished.set()
+                return False
+            self._in_flight -= len(batch)
+            return True

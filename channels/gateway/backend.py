@@ -1,0 +1,25 @@
+"""What the gateway knows of its clients, and what it needs from the server that it runs in."""
+
+from typing import Literal, NamedTuple, Protocol
+
+Role = Literal["customer", "staff", "demo"]
+
+
+class Identity(NamedTuple):
+    """Who a token says that a client is. `channels` are all that it may read."""
+
+    sub: str
+    role: Role
+    channels: tuple[str, ...]
+
+
+class Backend(Protocol):
+    """Answers clients. Calls of one connection come one after the other, those of several at the same time."""
+
+    async def rpc(self, identity: Identity, method: str, data: bytes) -> bytes:
+        """JSON in, JSON out. `InputError` becomes an error reply, `Unavailable` a reply that asks to try again."""
+        ...
+
+    async def event(self, identity: Identity, data: bytes) -> None:
+        """An event that the client sent without waiting for an answer; `InputError` and `Unavailable` drop it."""
+        ...

@@ -1,0 +1,43 @@
+"""The tills of all shops: a purchase first redeems the coupons that its customer applied, then goes to nearcast."""
+
+from collections.abc import Awaitable, Callable
+
+from clients.client import Nearcast
+from clients.device import Refused
+from clients.demo.measure import Measure
+from clients.demo.patience import insist
+from nearcast.events import IntakeEvent, Purchase
+
+
+class Till:
+    """Knows who holds which codes: a customer shows their phone when they pay."""
+
+    def __init__(self, pos: Nearcast, measure: Measure, hand_over: Callable[[IntakeEvent], Awaitable[None]]) -> None:
+        self._pos = pos
+        self._measure = measure
+        self._hand_over = hand_over
+        self._codes: dict[str, list[str]] = {}
+
+    def show(self, customer: str, code: str) -> None:
+        """The customer has this code on their phone now."""
+        codes = self._codes.setdefault(customer, [])
+        if code not in codes:
+            codes.append(code)
+
+    async def pay(self, purchase: Purchase) -> int:
+        """Redeem and hand over; how many coupons were taken."""
+        taken = 0
+        for code in self._codes.pop(purchase.customer, []):
+            try:
+                await insist(
+                    lambda code=code: self._pos.redeem(
+                        code, store=purchase.store or "", redemption_id=f"{purchase.event_id}/{code}"
+                    )
+                )
+            except Refused as refusal:
+                self._measure.errors[f"redeem_{refusal.reason}"] += 1
+            else:
+                taken += 1
+                self._measure.redeemed += 1
+        await self._hand_over(purchase)
+        return taken

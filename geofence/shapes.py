@@ -1,0 +1,209 @@
+"""Compiled geometry: what a fence's area can be asked, exactly and many points at a time.
+
+A `Disc` is a great-circle disc. An `Area` is a GeoJSON (multi)polygon: its edges are straight lines of longitude and
+latitude. For both, a point on the edge is inside. -180 and 180 are the same meridian, and a pole is one point
+whatever its longitude. Shapes are made by `geometry.compile_geometry`, which has checked what they are made from.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from geofence.sphere import (
+    EARTH_RADIUS_M,
+    Bools,
+    Boxes,
+    Floats,
+    boxes_around,
+    distances_m,
+    half_chord_squared,
+    half_chord_squared_of,
+)
+
+Geometries = NDArray[np.object_]
+
+# Boxes are widened by this much (a micrometre), which is far more than the rounding of the sums that made them.
+_PAD_RAD = 1e-6 / EARTH_RADIUS_M
+#: From this latitude on, "locally flat" is wrong enough to matter: the nearest point of an edge is searched for.
+_POLAR_LATITUDE = 80.0
+_SEARCH_STEPS = 17
+_SEARCH_ROUNDS = 8
+
+
+class CapTest(NamedTuple):
+    """For each cap: is all of it surely inside the shape; can any of it be? Errs towards "no" and "yes"."""
+
+    inside: Bools
+    touching: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class Disc:
+    """All points within `radius_m` of the centre."""
+
+    lat: float
+    lng: float
+    radius_m: float
+
+    @property
+    def reach_m(self) -> float:
+        """The size to hold against a fix's accuracy: the radius."""
+        return self.radius_m
+
+    @property
+    def limit(self) -> float:
+        return half_chord_squared_of(self.radius_m)
+
+    def contain(self, lats: Floats, lngs: Floats) -> Bools:
+        return discs_contain(self.lat, self.lng, self.limit, lats, lngs)
+
+    def test_caps(self, lats: Floats, lngs: Floats, radius_rad: float) -> CapTest:
+        apart = distances_m(self.lat, self.lng, lats, lngs)
+        slack = (radius_rad + _PAD_RAD) * EARTH_RADIUS_M
+        return CapTest(apart + slack <= self.radius_m, apart - slack <= self.radius_m)
+
+    def distance_m(self, lat: float, lng: float) -> float:
+        """Metres from the point to the disc; 0 inside."""
+        apart = distances_m(self.lat, self.lng, np.array([lat]), np.array([lng]))
+        return max(float(apart[0]) - self.radius_m, 0.0)
+
+    def boxes(self) -> Boxes:
+        """Rectangles that hold the disc."""
+        first, second = boxes_around(
+            np.array([self.lat]), np.array([self.lng]), self.radius_m / EARTH_RADIUS_M + _PAD_RAD
+        )
+        return Boxes(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A valid, prepared shapely Polygon or MultiPolygon in longitude and latitude."""
+
+    geometry: shapely.Polygon | shapely.MultiPolygon
+    reach_m: float = field(init=False)
+    holds_north_pole: bool = field(init=False)
+    holds_south_pole: bool = field(init=False)
+    #: Edges as rows (lng, lat, change of lng, change of lat), each also one turn to the west and to the east.
+    edges: Floats = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shapely.prepare(self.geometry)
+        _, south, _, north = self.geometry.bounds
+        # The size to hold against a fix's accuracy: the radius of the disc of the same area. Longitude and the sine
+        # of latitude are an equal-area map of the sphere.
+        flat = shapely.transform(self.geometry, _to_equal_area)
+        object.__setattr__(self, "reach_m", EARTH_RADIUS_M * math.sqrt(flat.area / math.pi))
+        object.__setattr__(self, "holds_north_pole", north == 90.0)
+        object.__setattr__(self, "holds_south_pole", south == -90.0)
+        object.__setattr__(self, "edges", _edges_of(self.geometry))
+
+    def contain(self, lats: Floats, lngs: Floats) -> Bools:
+        return areas_contain(self.geometry, self.holds_north_pole, self.holds_south_pole, lats, lngs)
+
+    def test_caps(self, lats: Floats, lngs: Floats, radius_rad: float) -> CapTest:
+        first, second = boxes_around(lats, lngs, radius_rad + _PAD_RAD)
+        boxes = _polygons(first)
+        touching: Bools = shapely.intersects(self.geometry, boxes)
+        inside: Bools = np.zeros(len(lats), dtype=np.bool_)
+        inside[touching] = shapely.covers(self.geometry, boxes[touching])
+        split = np.flatnonzero(first.west != second.west)
+        if split.size:
+            beyond = _polygons(Boxes(*(side[split] for side in second)))
+            touching[split] |= shapely.intersects(self.geometry, beyond)
+            inside[split] &= shapely.covers(self.geometry, beyond)
+        return CapTest(inside, touching)
+
+    def distance_m(self, lat: float, lng: float) -> float:
+        """Metres from the point to the area; 0 inside.
+
+        The nearest point of each edge is found on the plane that touches the Earth at the given point, and then
+        measured on the sphere: within 0.1 % as far as 1 km away. Near the poles it is searched for on the sphere.
+        """
+        if bool(self.contain(np.array([lat]), np.array([lng]))[0]):
+            return 0.0
+        if abs(lat) >= _POLAR_LATITUDE:
+            return _search_nearest_m(self.edges, lat, lng)
+        scale = math.cos(math.radians(lat))
+        x, y = (self.edges[:, 0] - lng) * scale, self.edges[:, 1] - lat
+        dx, dy = self.edges[:, 2] * scale, self.edges[:, 3]
+        share = np.clip(-(x * dx + y * dy) / (dx * dx + dy * dy), 0.0, 1.0)
+        nearest = np.argmin((x + share * dx) ** 2 + (y + share * dy) ** 2)
+        edge, along = self.edges[nearest], share[nearest]
+        return float(distances_m(lat, lng, edge[1] + along * edge[3], edge[0] + along * edge[2]))
+
+    def boxes(self) -> Boxes:
+        """Rectangles that hold each polygon, with the antimeridian under its other name and the poles."""
+        bounds = shapely.bounds(shapely.get_parts(self.geometry))
+        extra = []
+        for west, south, east, north in bounds.tolist():
+            if west == -180.0:
+                extra.append((180.0, south, 180.0, north))
+            if east == 180.0:
+                extra.append((-180.0, south, -180.0, north))
+        if self.holds_north_pole:
+            extra.append((-180.0, 90.0, 180.0, 90.0))
+        if self.holds_south_pole:
+            extra.append((-180.0, -90.0, 180.0, -90.0))
+        return Boxes(*np.array([*bounds.tolist(), *extra], dtype=np.float64).T)
+
+
+Shape = Disc | Area
+
+
+def discs_contain(lat: Floats | float, lng: Floats | float, limit: Floats | float, lats: Floats, lngs: Floats) -> Bools:
+    """Whether disc i (or the one disc) contains point i; `limit` is `Disc.limit`."""
+    contained: Bools = half_chord_squared(lat, lng, lats, lngs) <= limit
+    return contained
+
+
+def areas_contain(
+    geometry: Geometries | shapely.Geometry, north: Bools | bool, south: Bools | bool, lats: Floats, lngs: Floats
+) -> Bools:
+    """Whether area i (or the one area) contains point i. `north` and `south`: whether it holds that pole."""
+    contained: Bools = shapely.intersects_xy(geometry, lngs, lats)
+    if np.any(np.abs(lngs) == 180.0):
+        contained |= shapely.intersects_xy(geometry, np.where(np.abs(lngs) == 180.0, -lngs, lngs), lats)
+    contained |= (north & (lats == 90.0)) | (south & (lats == -90.0))
+    return contained
+
+
+def _polygons(boxes: Boxes) -> Geometries:
+    polygons: Geometries = shapely.box(boxes.west, boxes.south, boxes.east, boxes.north)
+    return polygons
+
+
+def _to_equal_area(points: Floats) -> Floats:
+    return np.column_stack((np.radians(points[:, 0]), np.sin(np.radians(points[:, 1]))))
+
+
+def _edges_of(geometry: shapely.Geometry) -> Floats:
+    rows = []
+    for polygon in shapely.get_parts(geometry):
+        for ring in shapely.get_rings(polygon):
+            points = shapely.get_coordinates(ring)
+            rows.append(np.hstack((points[:-1], np.diff(points, axis=0))))
+    edges = np.vstack(rows)
+    # A vertex given twice makes an edge without length, which has no direction to project on.
+    edges = edges[(edges[:, 2] != 0) | (edges[:, 3] != 0)]
+    turns = np.array([[-360.0, 0, 0, 0], [0, 0, 0, 0], [360.0, 0, 0, 0]])
+    return np.vstack([edges + turn for turn in turns])
+
+
+def _search_nearest_m(edges: Floats, lat: float, lng: float) -> float:
+    low, high = np.zeros(len(edges)), np.ones(len(edges))
+    rows = np.arange(len(edges))
+    best = math.inf
+    for _ in range(_SEARCH_ROUNDS):
+        shares = low[:, None] + (high - low)[:, None] * np.linspace(0.0, 1.0, _SEARCH_STEPS)
+        lats = edges[:, 1, None] + shares * edges[:, 3, None]
+        lngs = (edges[:, 0, None] + shares * edges[:, 2, None] + 540.0) % 360.0 - 180.0
+        apart = distances_m(lat, lng, lats, lngs)
+        nearest = np.argmin(apart, axis=1)
+        best = min(best, float(apart.min()))
+        low = shares[rows, np.maximum(nearest - 1, 0)]
+        high = shares[rows, np.minimum(nearest + 1, _SEARCH_STEPS - 1)]
+    return best

@@ -1,0 +1,60 @@
+"""From a fitted scikit-learn model to ONNX, and the gate that an export must pass.
+
+The gate runs the file through the serving scorer, so what is compared is what will serve.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from skl2onnx import to_onnx
+
+from models.features import FEATURES
+from nearcast.errors import NearcastError
+
+MAX_DIFFERENCE = 1e-5
+#: ONNX scores are 32-bit: rows nearer than this are ties, and may come in any order.
+TIE = 1e-6
+_OPSET = {"": 18, "ai.onnx.ml": 3}
+
+
+class Classifier(Protocol):
+    """What scikit-learn's classifiers have in common."""
+
+    def fit(self, rows: NDArray[np.float64], outcomes: NDArray[np.bool_]) -> "Classifier":
+        """Learn; returns itself."""
+        ...
+
+    def predict_proba(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[rows, 2]: P(not), P(redeem)."""
+        ...
+
+
+class ParityError(NearcastError):
+    """The exported file does not score as the model it was made from."""
+
+
+def onnx_bytes(model: Classifier) -> bytes:
+    """The model as an ONNX file: float32 [rows, features] in, labels and float32 [rows, 2] out.
+
+    Deterministic: the graph's name, which skl2onnx would otherwise draw at random, is given.
+    """
+    sample = np.zeros((1, len(FEATURES)), dtype=np.float32)
+    exported = to_onnx(model, sample, name="redeem", options={id(model): {"zipmap": False}}, target_opset=_OPSET)
+    content: bytes = exported.SerializeToString()
+    return content
+
+
+def check_parity(reference: NDArray[np.float64], exported: NDArray[np.float64]) -> float:
+    """The largest difference between the two models' probabilities on the same rows.
+
+    Raises `ParityError` if it exceeds `MAX_DIFFERENCE`, or if the two rank any rows differently that are not ties.
+    """
+    difference = float(np.abs(reference - exported).max())
+    if not difference <= MAX_DIFFERENCE:
+        raise ParityError(f"ONNX and scikit-learn differ by {difference:.2e}; {MAX_DIFFERENCE:.0e} is allowed")
+    ranked = reference[np.argsort(exported, kind="stable")]
+    fall = float((np.maximum.accumulate(ranked) - ranked).max())
+    if fall > TIE:
+        raise ParityError(f"ONNX ranks rows differently whose probabilities are {fall:.2e} apart")
+    return difference

@@ -1,0 +1,63 @@
+"""The check just before sending: does a message that was decided a moment ago still hold?
+
+Unlike the decision this looks at the time now, and at where the customer is now. Caps are not asked again: the message
+itself was counted when it was decided.
+"""
+
+from nearcast.customer import Customer, Presence
+from nearcast.decisions import Reason
+from nearcast.events import Channel
+from nearcast.messages import Message
+from offers.catalogue import Catalogue
+from offers.gates import asks_for_help, is_quiet, may_not_contact, outside_window, store_closed, was_helped
+from offers.policy import Policy
+
+
+def recheck(
+    message: Message,
+    customer: Customer,
+    presence: Presence,
+    catalogue: Catalogue,
+    stock: int | None,
+    policy: Policy,
+    now_ms: int,
+) -> Reason | None:
+    """Why the message must not be sent any more, or None if it may be. Everything is as known at `now_ms`.
+
+    `stock` is the number of pieces of the message's SKU at its store; None, nothing on record, counts as none.
+    """
+    kind, trigger, store = message.kind, message.trigger, message.store
+    # Committing a decision records its message, so a customer who doesn't know it is a new record after an erasure.
+    if all(sent.message != message.id for sent in customer.messages):
+        return Reason.ERASED
+    if customer.opted_out:
+        return Reason.OPTED_OUT
+    if now_ms > message.deadline_ms:
+        return Reason.TOO_LATE
+    promotion = catalogue.promotions.get(message.promotion)
+    if promotion is None or outside_window(promotion, now_ms):
+        return Reason.PROMOTION_ENDED
+    if may_not_contact(customer, kind, trigger, message.channels):
+        return Reason.NO_CONSENT
+    if message.fence is not None and message.fence not in presence.inside:
+        return Reason.LEFT
+    if store_closed(store, catalogue, now_ms):
+        return Reason.STORE_CLOSED
+    if store is not None and message.sku is not None and not asks_for_help(kind, trigger) and (stock or 0) <= 0:
+        return Reason.OUT_OF_STOCK
+    if was_helped(customer, kind, trigger, message.at_ms, policy):
+        return Reason.STAFF_CONTACT
+    if is_quiet(customer, kind, store, catalogue, policy, now_ms):
+        return Reason.QUIET_HOURS
+    return None
+
+
+def allowed_channels(message: Message, customer: Customer) -> list[Channel]:
+    """The message's channels, in order, that the customer consents to and can be reached on. May be empty.
+
+    An alert goes to staff, on their tablets; never to the customer.
+    """
+    if message.kind == "assist":
+        return ["websocket"]
+    reachable: dict[Channel, bool] = {"websocket": True, "sms": bool(customer.phone), "email": bool(customer.email)}
+    return [channel for channel in message.channels if reachable[channel] and customer.consented(channel)]

@@ -1,0 +1,75 @@
+"""A retailer's world as plain lists, and whether everything that its entries name exists."""
+
+from collections.abc import Container, Iterable, Iterator
+
+import msgspec
+
+from nearcast.world import Fence, Product, Promotion, Stock, Store
+
+
+class WorldFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one file holds, or several together; every list may be left out."""
+
+    stores: list[Store] = []
+    fences: list[Fence] = []
+    products: list[Product] = []
+    promotions: list[Promotion] = []
+    stock: list[Stock] = []
+
+
+def check_references(world: WorldFile) -> list[str]:
+    """One sentence for each reference to something that `world` doesn't have; empty if all is well.
+
+    Give it everything at once, also what came from several files.
+    """
+    return [*_of_fences(world), *_of_products(world), *_of_promotions(world), *_of_stock(world)]
+
+
+def _missing(what: str, kind: str, names: Iterable[str], known: Container[str]) -> Iterator[str]:
+    for name in names:
+        if name not in known:
+            yield f"{what} names the {kind} {name!r}, which does not exist"
+
+
+def _of_fences(world: WorldFile) -> Iterator[str]:
+    stores = {store.id for store in world.stores}
+    fences = {fence.id: fence for fence in world.fences}
+    skus = {product.sku for product in world.products}
+    for fence in world.fences:
+        what = f"fence {fence.id!r}"
+        yield from _missing(what, "store", [fence.store], stores)
+        if fence.parent is not None:
+            yield from _missing(what, "parent", [fence.parent], fences)
+            parent = fences.get(fence.parent)
+            if parent is not None and parent.store != fence.store:
+                yield f"{what} belongs to the store {fence.store!r}, but its parent to {parent.store!r}"
+        if fence.sku is not None:
+            yield from _missing(what, "product", [fence.sku], skus)
+
+
+def _of_products(world: WorldFile) -> Iterator[str]:
+    stores = {store.id for store in world.stores}
+    for product in world.products:
+        yield from _missing(f"product {product.sku!r}", "store", [shown.store for shown in product.displays], stores)
+
+
+def _of_promotions(world: WorldFile) -> Iterator[str]:
+    stores = {store.id for store in world.stores}
+    fences = {fence.id for fence in world.fences}
+    skus = {product.sku for product in world.products}
+    segments = {product.segment for product in world.products}
+    for promotion in world.promotions:
+        what = f"promotion {promotion.id!r}"
+        yield from _missing(what, "store", promotion.where.stores, stores)
+        yield from _missing(what, "fence", promotion.where.fences, fences)
+        yield from _missing(what, "product", promotion.what.skus, skus)
+        yield from _missing(what, "segment", promotion.what.segments, segments)
+
+
+def _of_stock(world: WorldFile) -> Iterator[str]:
+    stores = {store.id for store in world.stores}
+    skus = {product.sku for product in world.products}
+    for stock in world.stock:
+        what = f"stock of {stock.sku!r} at {stock.store!r}"
+        yield from _missing(what, "store", [stock.store], stores)
+        yield from _missing(what, "product", [stock.sku], skus)

@@ -1,0 +1,48 @@
+"""The HTTP API put together: routes, errors and the boundary around them.
+
+Everything behind it is one `Services` object. The app holds no state of its own but rate buckets and the demo's scene.
+"""
+
+from fastapi import FastAPI
+
+from nearcast.events import MAX_BODY_BYTES
+from server.api import (
+    callbacks,
+    catalogue,
+    customers,
+    demo,
+    description,
+    events,
+    operations,
+    problems,
+    reader_pages,
+    tills,
+)
+from server.api.boundary import Boundary
+from server.api.keyring import Buckets
+from server.api.services import Services
+
+
+def create_app(services: Services) -> FastAPI:
+    """The API in front of `services`, as an ASGI application."""
+    app = FastAPI(
+        title="nearcast",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        # It would record exception messages and paths, which hold personal data and tokens.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+    )
+    app.state.services = services
+    app.state.buckets = Buckets(services.limits.rate, services.clock)
+    for module in (events, catalogue, customers, tills, callbacks, reader_pages, operations, description):
+        app.include_router(module.router)
+    if services.demo:
+        app.include_router(demo.router)
+        demo.mount_page(app, services)
+    problems.install(app)
+    app.openapi_schema = description.describe(app)
+    big = {"/v1/catalogue": services.limits.catalogue_bytes, "/v1/demo/scene": services.limits.catalogue_bytes}
+    app.add_middleware(Boundary, clock=services.clock, limit=MAX_BODY_BYTES, limits=big)
+    return app

@@ -1,0 +1,137 @@
+"""Pages behind the links of SMS and e-mail: the offer with its coupon, and unsubscribing.
+
+The signed token is the login. Reading (GET) changes nothing but the "opened" receipt, because mail scanners follow
+links; only the button's POST applies or unsubscribes. Unsubscribing also takes the one-click POST of RFC 8058.
+Errors are pages too, for people read them.
+"""
+
+import logging
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, get_args
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+
+from nearcast.decisions import Decision
+from nearcast.errors import InputError, NotFound, Unavailable
+from nearcast.events import ConsentScope
+from nearcast.ids import DecisionId, message_id
+from server.api.auth import Behind
+from server.api.html import page
+from server.api.links import Link
+from server.api.problems import headers_of
+from server.api.services import Services
+from server.coupons import Coupon
+
+_LOG = logging.getLogger("nearcast.server.api")
+_SCOPES: tuple[ConsentScope, ...] = get_args(ConsentScope)
+_WHAT: dict[ConsentScope, str] = {
+    "all": "anything",
+    "location": "messages about where you are",
+    "websocket": "messages in the app",
+    "sms": "text messages",
+    "email": "e-mails",
+}
+_TITLES = {404: "This link is not valid", 410: "Too late", 413: "Too much"}
+
+
+class _Page(APIRoute):
+    """A route whose errors are pages."""
+
+    # FastAPI's own signature has the Any.
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except InputError as error:
+                title = _TITLES.get(error.status, "That did not work")
+                text = f"{error.detail[:1].upper()}{error.detail[1:]}."
+                return page("notice.html", error.status, headers_of(error), title=title, text=text)
+            except Unavailable as error:
+                text = "We could not do this just now. Please try again in a moment."
+                return page("notice.html", 503, headers_of(error), title="One moment, please", text=text)
+
+        return handle
+
+
+router = APIRouter(tags=["pages"], route_class=_Page)
+
+
+@router.api_route("/m/{token}", methods=["GET", "HEAD"], include_in_schema=False)
+async def show_offer(token: str, request: Request, services: Behind) -> Response:
+    """The offer, and its coupon if it was applied."""
+    link = services.links.verify("message", token, services.clock.now_ms())
+    decision = await _decision(services, link)
+    if request.method == "GET":
+        await _opened(services, link, decision.id)
+    try:
+        coupon = await services.coupons.validate(services.coupons.code_of(decision.id))
+    except NotFound:
+        coupon = None
+    return await _offer_page(services, decision, coupon)
+
+
+@router.post("/m/{token}", include_in_schema=False)
+async def apply_offer(token: str, services: Behind) -> Response:
+    """Apply the offer, and show its code."""
+    link = services.links.verify("message", token, services.clock.now_ms())
+    decision = await _decision(services, link)
+    return await _offer_page(services, decision, await services.apply(link.customer, decision.id, link.channel))
+
+
+@router.get("/u/{token}", include_in_schema=False)
+async def ask_unsubscribe(token: str, services: Behind) -> Response:
+    """Ask before unsubscribing."""
+    _, scope = _unsubscribe(services, token)
+    question = f"Do you no longer want to get {_WHAT[scope]} from us?"
+    return page("unsubscribe.html", question=question, done="", everything=scope == "all")
+
+
+@router.post("/u/{token}", include_in_schema=False)
+async def unsubscribe(token: str, request: Request, services: Behind) -> Response:
+    """Unsubscribe: at once, and with no further question."""
+    link, scope = _unsubscribe(services, token)
+    form = parse_qs((await request.body()).decode("latin-1"))
+    if form.get("scope") == ["all"]:
+        scope = "all"
+    await services.consent(link.customer, scope, granted=False)
+    done = f"We will not send you {_WHAT[scope]} any more."
+    return page("unsubscribe.html", question="", done=done, everything=scope == "all")
+
+
+def _unsubscribe(services: Services, token: str) -> tuple[Link, ConsentScope]:
+    link = services.links.verify("unsubscribe", token, services.clock.now_ms())
+    scope: ConsentScope = next((scope for scope in _SCOPES if scope == link.subject), "all")
+    return link, scope
+
+
+async def _decision(services: Services, link: Link) -> Decision:
+    decision = await services.decision(link.customer, DecisionId(link.subject))
+    if decision is None or decision.customer != link.customer or decision.outcome != "offer":
+        raise NotFound("unknown_decision", "this offer is no more")
+    return decision
+
+
+async def _opened(services: Services, link: Link, decision: DecisionId) -> None:
+    try:
+        message = message_id(decision, "customer")
+        await services.receipt(link.customer, message, decision, "opened", link.channel, "")
+    except Unavailable:
+        # A customer at the till needs the page more than we need to know that it was opened.
+        _LOG.warning("an opened receipt was not written: the log is away")
+
+
+async def _offer_page(services: Services, decision: Decision, coupon: Coupon | None) -> Response:
+    offer = await services.push(decision)
+    if offer is None:
+        raise NotFound("unknown_decision", "this offer is no more")
+    if coupon is None:
+        return page("offer.html", offer=offer, coupon=None)
+    until = datetime.fromtimestamp(coupon.offer.expires_ms / 1000, UTC)
+    code = "-".join(coupon.code[i : i + 5] for i in range(0, len(coupon.code), 5))
+    until_text = f"{until:%Y-%m-%d %H:%M} UTC"
+    return page("offer.html", offer=offer, coupon=coupon, code=code, until=until.isoformat(), until_text=until_text)

@@ -1,0 +1,130 @@
+"""What the HTTP API needs from the rest of the server: one object, described here and built by the wiring.
+
+Rules: a write has happened (durably) when its call returns; `Unavailable` means that it may be tried again, an
+`InputError` that it may not. Nothing here knows HTTP.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from nearcast.clock import Clock
+from nearcast.customer import Customer, Presence
+from nearcast.decisions import Decision
+from nearcast.events import Channel, ConsentScope, IntakeEvent
+from nearcast.ids import CustomerId, DecisionId, EventId
+from nearcast.messages import Push
+from nearcast.world import Fence, Product, Promotion, Stock, Store
+from server.api.keyring import KeyRing, RateLimit
+from server.api.links import LinkSigner
+from server.coupons import Coupon, Decided
+
+WorldKind = Literal["store", "fence", "product", "promotion"]
+TokenRole = Literal["customer", "staff", "demo"]
+
+
+class WorldDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Things of the world to put: each replaces the one with its id, and leaves all others as they are."""
+
+    stores: list[Store] = []
+    fences: list[Fence] = []
+    products: list[Product] = []
+    promotions: list[Promotion] = []
+    stock: list[Stock] = []
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on what one caller may ask for."""
+
+    #: Calls of one API key.
+    rate: RateLimit = RateLimit()
+    #: A catalogue is bigger than the 256 KiB that any other body may have.
+    catalogue_bytes: int = 16 * 1024 * 1024
+
+
+class Services(Decided, Protocol):
+    """Everything behind the routes. `Decided` adds `coupons`, `decision`, `promotion` and `receipt`."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def keys(self) -> KeyRing: ...
+
+    @property
+    def links(self) -> LinkSigner: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def public_url(self) -> str:
+        """Where the outside reaches this API, without a slash at the end; part of what SMS providers sign."""
+        ...
+
+    @property
+    def sms_auth_token(self) -> str:
+        """The secret that the SMS provider signs its callbacks with; empty: callbacks are refused."""
+        ...
+
+    @property
+    def demo(self) -> bool:
+        """True adds the demo's routes, which hand out tokens without a login."""
+        ...
+
+    @property
+    def web_root(self) -> Path:
+        """Folder of the demo page's files."""
+        ...
+
+    async def accept(self, events: Sequence[IntakeEvent]) -> list[EventId]:
+        """Put events, which have ids and times, into the log. Durable when it returns."""
+        ...
+
+    async def put_world(self, items: WorldDocument) -> int:
+        """Put things of the world; the version of the world after that. Raises `InputError` for bad references."""
+        ...
+
+    async def remove_world(self, kind: WorldKind, item_id: str) -> int:
+        """Take one thing out of the world; the version after that. Raises `NotFound`."""
+        ...
+
+    async def get_world(self, kind: WorldKind) -> bytes:
+        """All things of a kind, as a JSON array."""
+        ...
+
+    async def customer(self, customer: CustomerId) -> tuple[Customer, Presence] | None: ...
+
+    async def consent(self, customer: CustomerId, scope: ConsentScope, granted: bool) -> None:
+        """Grant or withdraw; a withdrawal holds for every send that starts after it returns."""
+        ...
+
+    async def erase(self, customer: CustomerId) -> None:
+        """Erase all that is known of a customer; one who was never heard of is no error."""
+        ...
+
+    async def decisions(self, customer: CustomerId, limit: int) -> list[Decision]:
+        """The newest decisions about a customer, newest first."""
+        ...
+
+    async def apply(self, customer: CustomerId, decision: DecisionId, channel: Channel | None = None) -> Coupon:
+        """`server.coupons.apply_offer`, shared with the gateway."""
+        ...
+
+    async def push(self, decision: Decision) -> Push | None:
+        """The message of an offer as a device would get it, for the page behind its link."""
+        ...
+
+    async def ready(self) -> dict[str, str]:
+        """Component → "ok", or what is wrong with it. Must not name hosts or secrets."""
+        ...
+
+    def mint_token(self, sub: str, role: TokenRole, channels: Sequence[str], ttl_s: int) -> str:
+        """A token for the WebSocket gateway (demo only)."""
+        ...
+
+    async def publish_demo(self, data: bytes) -> None:
+        """Publish JSON on the demo page's live channel (demo only)."""
+        ...

@@ -1,0 +1,169 @@
+"""The command line: `nearcast --help`."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import click
+
+from nearcast import __version__
+from nearcast.errors import ConfigurationError, InputError, NearcastError, Unavailable
+from server import settings as settings_module
+from server.credentials import secrets_for
+
+T = TypeVar("T")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="nearcast")
+def main() -> None:
+    """Real-time personalization and push notifications for retail.
+
+    Settings come from environment variables NEARCAST_<NAME> or a TOML file named by NEARCAST_CONFIG;
+    `nearcast reference settings` lists them all. With none set, `nearcast serve` needs nothing but this machine.
+    """
+
+
+@main.command()
+def serve() -> None:
+    """Run the server: HTTP API, WebSocket gateway, engine and dispatcher, or the roles in NEARCAST_ROLES."""
+    from server.app import serve as run  # imported late: the other commands start quickly without it
+
+    settings = _settings()
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s", stream=sys.stderr
+    )
+    # Their own words would repeat URLs, and with them tokens.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+    try:
+        asyncio.run(run(settings, click.echo))
+    except* NearcastError as group:
+        _fail(group.exceptions[0])
+
+
+@main.command()
+@click.argument("role", type=click.Choice(["intake", "pos", "admin", "staff"]))
+def key(role: str) -> None:
+    """Print the API key of ROLE, for use in `curl -H "Authorization: Bearer $(nearcast key intake)"`."""
+    click.echo(
+        _guarded(lambda: secrets_for(_settings()).api_keys.get(role)) or _fail_text(f"no key has the role {role}")
+    )
+
+
+@main.command()
+@click.argument("subject")
+@click.option("--role", type=click.Choice(["customer", "staff"]), default="customer", show_default=True)
+@click.option("--channel", "channels", multiple=True, help="Channel to subscribe to, e.g. staff:graben. Repeatable.")
+@click.option("--ttl-s", default=3_600, show_default=True, help="Seconds the token is valid.")
+def token(subject: str, role: str, channels: tuple[str, ...], ttl_s: int) -> None:
+    """Print a gateway token for SUBJECT (a customer id, or a member of staff), for trying things out."""
+    from channels.gateway.tokens import Tokens
+    from nearcast.clock import SystemClock
+
+    secrets = _guarded(lambda: secrets_for(_settings()))
+    click.echo(
+        Tokens(secrets.token.encode(), SystemClock()).mint(
+            subject, "staff" if role == "staff" else "customer", ttl_s=ttl_s, channels=channels
+        )
+    )
+
+
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder for the model.")
+@click.option("--seed", default=7, show_default=True, help="Same seed and data, same model.")
+def train(out: Path, seed: int) -> None:
+    """Train the propensity model on the public purchase history, export it to ONNX and check the export.
+
+    Needs the `train` extra. Point NEARCAST_MODEL_DIR at the folder to use the model.
+    """
+    try:
+        from models.training.train import run
+    except ImportError as error:
+        _fail_text(f"training needs the train extra (pip install 'nearcast[train]'): {error}")
+    with click.progressbar(length=1_000, label="training", file=sys.stderr) as bar:
+
+        def progress(stage: str, fraction: float) -> None:
+            bar.label = stage
+            bar.update(max(0, round(fraction * 1_000) - bar.pos))
+
+        report = _guarded(lambda: run(out, seed=seed, progress=progress))
+    click.echo(report)
+
+
+@main.group()
+def world() -> None:
+    """World files: stores, fences, products, promotions and stock as YAML or JSON."""
+
+
+@world.command("check")
+@click.argument("files", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
+def check_world(files: tuple[Path, ...]) -> None:
+    """Check FILES, together, as the server would; names file, line and field of what is wrong."""
+    from channels.templates import check_words
+    from offers.loading import load_world
+    from offers.worldfile import WorldFile, check_references
+    from server.world import build
+
+    worlds = []
+    problems = []
+    for file in files:
+        try:
+            worlds.append(load_world(file.read_text(encoding="utf-8"), str(file)))
+        except InputError as error:
+            problems.append(str(error))
+    merged = WorldFile(
+        stores=[item for each in worlds for item in each.stores],
+        fences=[item for each in worlds for item in each.fences],
+        products=[item for each in worlds for item in each.products],
+        promotions=[item for each in worlds for item in each.promotions],
+        stock=[item for each in worlds for item in each.stock],
+    )
+    if not problems:
+        problems += check_references(merged)
+        problems += [f"promotion {each.id!r}: {fault}" for each in merged.promotions for fault in check_words(each)]
+        try:
+            build(0, merged)
+        except InputError as error:
+            problems.append(str(error))
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        sys.exit(1)
+    click.echo(
+        f"fine: {len(merged.stores)} stores, {len(merged.fences)} fences, {len(merged.products)} products, "
+        f"{len(merged.promotions)} promotions, {len(merged.stock)} stock entries"
+    )
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["settings", "metrics", "promotions"]))
+def reference(what: str) -> None:
+    """Print reference documentation made from the code; "promotions" is the JSON Schema for editors."""
+    from server import reference as made
+
+    click.echo({"settings": made.settings, "metrics": made.metrics, "promotions": made.promotions}[what]())
+
+
+def _settings() -> settings_module.Settings:
+    return _guarded(settings_module.load)
+
+
+def _guarded(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except (ConfigurationError, Unavailable, InputError) as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    _fail_text(str(error))
+
+
+def _fail_text(text: str) -> NoReturn:
+    click.echo(f"nearcast: {text}", err=True)
+    sys.exit(2)

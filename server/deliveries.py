@@ -1,0 +1,138 @@
+"""The dispatcher's desk: what delivering a message needs from state, world and log."""
+
+import msgspec
+from redis.asyncio import Redis
+
+from channels.contract import Outgoing, Prepared
+from channels.delivery import Delivery
+from nearcast import keys
+from nearcast.clock import Clock
+from nearcast.decisions import Reason
+from nearcast.events import Channel, DeliveryStatus, Receipt
+from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, MessageId, derived_event_id
+from nearcast.messages import Emitted, Message
+from offers.policy import Policy
+from offers.recheck import allowed_channels, recheck
+from server.api.links import Link, LinkSigner
+from server.compose import compose
+from server.consents import OptOuts
+from server.intake import Intake
+from server.log.base import Entry, EventLog
+from server.state import StateStore
+from server.store import reaching_store
+from server.world import WorldStore
+
+#: Longer than any message is relevant; after that nobody asks how far it got.
+_DELIVERY_TTL_S = 2 * 86_400
+_UNSUBSCRIBE_VALID_MS = 30 * 86_400_000
+_DELIVERY = msgspec.json.Decoder(Delivery)
+
+
+class DeliveryDesk:
+    """Implements `channels.delivery.Desk`."""
+
+    def __init__(
+        self,
+        *,
+        redis: Redis,
+        state: StateStore,
+        world: WorldStore,
+        opt_outs: OptOuts,
+        log: EventLog,
+        intake: Intake,
+        links: LinkSigner,
+        policy: Policy,
+        public_url: str,
+        clock: Clock,
+    ) -> None:
+        self._redis = redis
+        self._state = state
+        self._world = world
+        self._opt_outs = opt_outs
+        self._log = log
+        self._intake = intake
+        self._links = links
+        self._policy = policy
+        self._public_url = public_url
+        self._clock = clock
+
+    async def prepare(self, message: Message) -> Prepared | Reason:
+        """Re-check the message against what is true now; what to send and on which channels, or why not to."""
+        partition = self._state.partition(message.customer)
+        customer, presence = (await self._state.load(partition, [message.customer]))[0]
+        await self._opt_outs.overlay(customer)
+        stock = None
+        if message.store is not None and message.sku is not None:
+            pair = (message.store, message.sku)
+            stock = (await self._world.stock([pair])).get(pair)
+        world = self._world.current
+        stopped = recheck(message, customer, presence, world.catalogue, stock, self._policy, self._clock.now_ms())
+        if stopped is not None:
+            return stopped
+        fence = world.fences.by_id.get(message.fence) if message.fence is not None else None
+        return Prepared(
+            outgoing=Outgoing(
+                message=message,
+                push=compose(message, customer, world.catalogue, fence.name if fence else ""),
+                link=self._message_link(message),
+                unsubscribe_link=self._unsubscribe_link(message),
+                name=customer.name,
+                phone=customer.phone,
+                email=customer.email,
+                locale=customer.locale or "en",
+            ),
+            channels=tuple(allowed_channels(message, customer)),
+        )
+
+    async def receipt(self, message: Message, status: DeliveryStatus, channel: Channel | None, reason: str) -> None:
+        await append_receipt(self._intake, message.customer, message.id, message.decision, status, channel, reason)
+
+    async def emit(self, entry: Emitted) -> None:
+        await self._log.append([Entry(entry.topic, entry.key, bytes(entry.value))])
+
+    async def delivery(self, message: Message) -> Delivery:
+        with reaching_store():
+            data = await self._redis.get(self._key(message))
+        return Delivery() if data is None else _DELIVERY.decode(data)
+
+    async def save_delivery(self, message: Message, delivery: Delivery) -> None:
+        with reaching_store():
+            await self._redis.set(self._key(message), msgspec.json.encode(delivery), ex=_DELIVERY_TTL_S)
+
+    def _key(self, message: Message) -> str:
+        return keys.delivery(self._state.partition(message.customer), message.id)
+
+    def _message_link(self, message: Message) -> str:
+        link = Link(message.customer, message.decision, message.coupon_expires_ms)
+        return f"{self._public_url}/m/{self._links.sign('message', link)}"
+
+    def _unsubscribe_link(self, message: Message) -> str:
+        link = Link(message.customer, "email", message.at_ms + _UNSUBSCRIBE_VALID_MS, "email")
+        return f"{self._public_url}/u/{self._links.sign('unsubscribe', link)}"
+
+
+async def append_receipt(
+    intake: Intake,
+    customer: CustomerId,
+    message: MessageId,
+    decision: DecisionId,
+    status: DeliveryStatus,
+    channel: Channel | None,
+    reason: str,
+) -> None:
+    """Put a receipt into the log. The same arguments make the same event, so repeating it changes nothing."""
+    anonymous = customer.startswith(ANONYMOUS_PREFIX)
+    await intake.append(
+        [
+            Receipt(
+                id=derived_event_id("receipt", message, status, channel or ""),
+                uid=None if anonymous else customer,
+                anonymous_id=customer.removeprefix(ANONYMOUS_PREFIX) if anonymous else None,
+                message=message,
+                decision=decision,
+                status=status,
+                channel=channel,
+                reason=reason,
+            )
+        ]
+    )

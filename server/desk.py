@@ -1,0 +1,191 @@
+"""The server's desk: everything the HTTP API and the gateway ask for, answered from log, state, world and coupons.
+
+Writes about a customer travel through the log, so the engine stays the only writer of their state. What must hold at
+once (an opt-out, an erasure's deletion of pending pushes) is done here as well, before the call returns.
+"""
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from channels.gateway.streams import ChannelStreams
+from channels.gateway.tokens import Tokens
+from nearcast import keys
+from nearcast.clock import Clock
+from nearcast.customer import Customer, Presence
+from nearcast.decisions import Decision
+from nearcast.errors import Unavailable
+from nearcast.events import Channel, Consent, ConsentScope, DeliveryStatus, Erase, IntakeEvent
+from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, EventId, MessageId, PromotionId
+from nearcast.messages import Push
+from nearcast.world import Promotion
+from offers.messages import message_of
+from offers.worldfile import WorldFile
+from server.api.keyring import KeyRing
+from server.api.links import LinkSigner
+from server.api.services import Limits, TokenRole, WorldKind
+from server.compose import compose
+from server.consents import OptOuts
+from server.coupons import Coupon, CouponBook, apply_offer
+from server.deliveries import append_receipt
+from server.intake import Intake
+from server.log.base import EventLog
+from server.state import KEPT_DECISIONS, StateStore
+from server.store import reaching_store
+from server.world import WorldStore
+
+DEMO_CHANNEL = "demo:live"
+
+
+class Desk:
+    """Implements `server.api.services.Services`."""
+
+    def __init__(
+        self,
+        *,
+        redis: Redis,
+        state: StateStore,
+        world: WorldStore,
+        intake: Intake,
+        log: EventLog,
+        coupons: CouponBook,
+        opt_outs: OptOuts,
+        streams: ChannelStreams,
+        tokens: Tokens,
+        keyring: KeyRing,
+        links: LinkSigner,
+        clock: Clock,
+        public_url: str,
+        sms_auth_token: str,
+        demo: bool,
+        web_root: Path,
+    ) -> None:
+        self._redis = redis
+        self._state = state
+        self._world = world
+        self._intake = intake
+        self._log = log
+        self._opt_outs = opt_outs
+        self._streams = streams
+        self._tokens = tokens
+        self.coupons = coupons
+        self.keys = keyring
+        self.links = links
+        self.limits = Limits()
+        self.clock = clock
+        self.public_url = public_url
+        self.sms_auth_token = sms_auth_token
+        self.demo = demo
+        self.web_root = web_root
+
+    async def accept(self, events: Sequence[IntakeEvent]) -> list[EventId]:
+        """Put events from outside into the log. Withdrawn consent holds at once, as if withdrawn by `consent`."""
+        for event in events:
+            self._intake.check(event)
+            if isinstance(event, Consent) and not event.granted:
+                await self._opt_outs.withdraw(event.customer, event.scope, event.ts or self.clock.now_ms())
+        return await self._intake.append(events)
+
+    async def put_world(self, items: WorldFile) -> int:
+        return await self._world.put(items)
+
+    async def remove_world(self, kind: WorldKind, item_id: str) -> int:
+        return await self._world.remove(kind, item_id)
+
+    async def get_world(self, kind: WorldKind) -> bytes:
+        await self._world.refresh()
+        items = self._world.current.items
+        lists = {"store": items.stores, "fence": items.fences, "product": items.products, "promotion": items.promotions}
+        return msgspec.json.encode(lists[kind])
+
+    async def customer(self, customer: CustomerId) -> tuple[Customer, Presence] | None:
+        known = await self._state.read(customer)
+        if known is None:
+            return None
+        await self._opt_outs.overlay(known.customer)
+        return known.customer, known.presence
+
+    async def consent(self, customer: CustomerId, scope: ConsentScope, granted: bool) -> None:
+        """Grant or withdraw; a withdrawal holds for every send that starts after this returns."""
+        now_ms = self.clock.now_ms()
+        if not granted:
+            await self._opt_outs.withdraw(customer, scope, now_ms)
+        uid, anonymous_id = _ids(customer)
+        await self._intake.append(
+            [Consent(uid=uid, anonymous_id=anonymous_id, ts=now_ms, scope=scope, granted=granted)]
+        )
+
+    async def erase(self, customer: CustomerId) -> None:
+        """Erase all that is known of a customer: coupons and pushes now, the state once the log has been read."""
+        uid, anonymous_id = _ids(customer)
+        made = await self._state.decisions(customer, KEPT_DECISIONS)
+        await self._intake.append([Erase(id=uuid.uuid4().hex, uid=uid, anonymous_id=anonymous_id)])
+        await self.coupons.forget(decision.id for decision in made)
+        await self._opt_outs.forget(customer)
+        channel = f"customer:{customer}"
+        with reaching_store():
+            await self._redis.delete(keys.channel_stream(channel), keys.channel_meta(channel))
+
+    async def decision(self, customer: CustomerId, decision: DecisionId) -> Decision | None:
+        return await self._state.decision(customer, decision)
+
+    async def decisions(self, customer: CustomerId, limit: int) -> list[Decision]:
+        return await self._state.decisions(customer, limit)
+
+    async def promotion(self, promotion: PromotionId) -> Promotion | None:
+        return self._world.current.catalogue.promotions.get(promotion)
+
+    async def receipt(
+        self,
+        customer: CustomerId,
+        message: MessageId,
+        decision: DecisionId,
+        status: DeliveryStatus,
+        channel: Channel | None,
+        reason: str,
+    ) -> None:
+        await append_receipt(self._intake, customer, message, decision, status, channel, reason)
+
+    async def apply(self, customer: CustomerId, decision: DecisionId, channel: Channel | None = None) -> Coupon:
+        return await apply_offer(self, customer, decision, channel)
+
+    async def push(self, decision: Decision) -> Push | None:
+        """An offer as a device would get it; None once its promotion is gone."""
+        catalogue = self._world.current.catalogue
+        if decision.promotion not in catalogue.promotions:
+            return None
+        message = message_of(decision, catalogue)
+        known = await self._state.read(decision.customer)
+        if message is None or known is None:
+            return None
+        return compose(message, known.customer, catalogue, "")
+
+    async def ready(self) -> dict[str, str]:
+        """Component → "ok", or what is wrong with it; names no hosts and no secrets."""
+        components = {"store": "ok", "log": "ok"}
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError):
+            components["store"] = "can't be reached"
+        try:
+            await self._log.check()
+        except Unavailable:
+            components["log"] = "can't be reached"
+        return components
+
+    def mint_token(self, sub: str, role: TokenRole, channels: Sequence[str], ttl_s: int) -> str:
+        return self._tokens.mint(sub, role, ttl_s=ttl_s, channels=tuple(channels))
+
+    async def publish_demo(self, data: bytes) -> None:
+        await self._streams.publish(DEMO_CHANNEL, data)
+
+
+def _ids(customer: CustomerId) -> tuple[str | None, str | None]:
+    """(uid, anonymous_id) of an event about this customer."""
+    if customer.startswith(ANONYMOUS_PREFIX):
+        return None, customer.removeprefix(ANONYMOUS_PREFIX)
+    return customer, None

@@ -1,0 +1,352 @@
+"""The event log on Kafka topics, by way of aiokafka; the one module that imports it.
+
+Appends go through an idempotent producer with acks=all, so a retried batch is neither doubled nor reordered. Consumers
+use the group protocol with the range assignor, which deals out partitions by topic in the same order of members: topics
+with equal numbers of partitions go to workers partition by partition, together. Offsets committed to Kafka are written
+for lag tools and never read. The rebalance listener only records; it neither awaits nor locks, since aiokafka calls it
+from the task that also keeps the membership alive.
+
+aiokafka recovers from a broker's absence by itself. Where it gives up (an error out of `getmany`, a failed producer),
+its object is thrown away and a new one made on the next call.
+"""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError, KafkaTimeoutError, for_code
+from aiokafka.helpers import create_ssl_context
+
+from nearcast.errors import ConfigurationError, Unavailable
+from nearcast.ids import partition_of
+from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
+from server.log.base import Entry, Record, check_sizes
+
+TOPICS_APPEAR_WITHIN_S = 15.0
+STOP_WITHIN_S = 10.0
+HINT_WITHIN_S = 5.0
+_POLL_S = 0.05
+_TOPIC_ALREADY_EXISTS = 36
+
+logger = logging.getLogger("nearcast.server.log.kafka")
+
+
+class KafkaOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach the cluster, and how patient to be with it."""
+
+    #: `host:port`, comma-separated.
+    bootstrap: str
+    #: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
+    security_protocol: str = "PLAINTEXT"
+    #: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
+    sasl_mechanism: str = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: str | None = None
+    #: PEM files; without a CA file, the system's authorities are trusted.
+    ssl_ca_file: str | None = None
+    ssl_cert_file: str | None = None
+    ssl_key_file: str | None = None
+    #: Copies of the topics that nearcast creates.
+    replication: int = 1
+    #: A worker that gave no sign of life for so long loses its partitions. Its heartbeats share the event loop with
+    #: its work: shorter than a long batch means rebalances under load.
+    session_timeout_ms: int = 30_000
+    #: `append` gives up with Unavailable after this time.
+    append_within_s: float = 10.0
+
+
+class KafkaLog:
+    """`server.log.base.EventLog` on a Kafka cluster.
+
+    `customer_topics` are keyed by customer and must have exactly `partitions` partitions; `other_topics` may have any
+    number. Those missing are created.
+    """
+
+    def __init__(
+        self,
+        options: KafkaOptions,
+        partitions: int,
+        customer_topics: Sequence[str] = CUSTOMER_TOPICS,
+        other_topics: Sequence[str] = CATALOGUE_TOPICS,
+    ) -> None:
+        self.partitions = partitions
+        self._options = options
+        self._customer_topics = tuple(customer_topics)
+        self._other_topics = tuple(other_topics)
+        self._producer: AIOKafkaProducer | None = None
+        self._opening = asyncio.Lock()
+
+    async def start(self) -> None:
+        with _as_unavailable("can't be reached"):
+            await self._prepare_topics()
+            await self._open_producer()
+
+    async def stop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop_producer(producer)
+
+    async def append(self, entries: Sequence[Entry]) -> None:
+        check_sizes(entries)
+        acknowledged: list[asyncio.Future[object]] = []
+        producer = None
+        try:
+            with _as_unavailable("did not take the records"):
+                async with asyncio.timeout(self._options.append_within_s):
+                    producer = await self._open_producer()
+                    partitions = {
+                        topic: len(await producer.partitions_for(topic)) for topic in {e.topic for e in entries}
+                    }
+                    for topic, key, value in entries:
+                        partition = partition_of(key, partitions[topic])
+                        acknowledged.append(await producer.send(topic, value, key.encode(), partition))
+                    await asyncio.gather(*acknowledged)
+        except Unavailable as error:
+            # After a timeout the producer goes on trying, in order; after an error of its own it is of no more use.
+            if producer is not None and not isinstance(error.__cause__, TimeoutError):
+                await self._drop(producer)
+            raise
+        finally:
+            for future in acknowledged:
+                future.cancel()
+
+    def consumer(self, group: str, topics: Sequence[str]) -> "KafkaLogConsumer":
+        return KafkaLogConsumer(self._options, group, topics)
+
+    async def _open_producer(self) -> AIOKafkaProducer:
+        async with self._opening:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    **_connection(self._options),
+                    acks="all",
+                    enable_idempotence=True,
+                    linger_ms=1,
+                    max_batch_size=256 * 1024,
+                )
+                try:
+                    await producer.start()
+                except BaseException:
+                    await _stop_producer(producer)
+                    raise
+                self._producer = producer
+            return self._producer
+
+    async def _drop(self, producer: AIOKafkaProducer) -> None:
+        if self._producer is producer:
+            self._producer = None
+            await _stop_producer(producer)
+
+    async def _prepare_topics(self) -> None:
+        """Create what is missing; ConfigurationError for a customer topic with another number of partitions."""
+        wanted = {*self._customer_topics, *self._other_topics}
+        admin = AIOKafkaAdminClient(**_connection(self._options))
+        try:
+            await admin.start()
+            async with asyncio.timeout(TOPICS_APPEAR_WITHIN_S):
+                while missing := wanted - (existing := await _partition_counts(admin)).keys():
+                    await self._create(admin, missing)
+                    await asyncio.sleep(_POLL_S)
+        finally:
+            await admin.close()
+        for topic in self._customer_topics:
+            if existing[topic] != self.partitions:
+                raise ConfigurationError(
+                    f"topic {topic} has {existing[topic]} partitions, and nearcast is set to {self.partitions}: "
+                    f"all of {', '.join(self._customer_topics)} must have the configured number"
+                )
+
+    async def _create(self, admin: AIOKafkaAdminClient, missing: Iterable[str]) -> None:
+        topics = [NewTopic(topic, self.partitions, self._options.replication) for topic in sorted(missing)]
+        response = await admin.create_topics(topics)
+        for topic, code, *detail in response.topic_errors:
+            error = for_code(code)
+            if code not in (0, _TOPIC_ALREADY_EXISTS) and not error.retriable:
+                raise ConfigurationError(f"Kafka does not create topic {topic}: {error.__name__} {detail}")
+
+
+class KafkaLogConsumer:
+    """`server.log.base.LogConsumer` on the group protocol."""
+
+    def __init__(self, options: KafkaOptions, group: str, topics: Sequence[str]) -> None:
+        self._options = options
+        self._group = group
+        self._topics = tuple(topics)
+        self._consumer: AIOKafkaConsumer | None = None
+        self._generation = 0
+        self._assigned: frozenset[TopicPartition] = frozenset()
+        self._sought: set[int] = set()
+        self._next: dict[TopicPartition, int] = {}
+
+    async def start(self) -> None:
+        with _as_unavailable("can't be reached"):
+            await self._open()
+
+    async def stop(self) -> None:
+        self._reassign(frozenset())
+        await self._close()
+
+    def assignment(self) -> tuple[int, frozenset[int]]:
+        return self._generation, frozenset(place.partition for place in self._assigned)
+
+    async def seek(self, partition: int, after: Mapping[str, str]) -> None:
+        if self._consumer is None:
+            return
+        for place in self._assigned:
+            if place.partition == partition:
+                # An offset that no longer exists, 0 included, becomes the earliest that does (auto_offset_reset).
+                position = after.get(place.topic)
+                self._next[place] = int(position) + 1 if position else 0
+                self._consumer.seek(place, self._next[place])
+                self._consumer.resume(place)
+                self._sought.add(partition)
+
+    async def fetch(self, max_records: int, wait_ms: int) -> list[Record]:
+        generation = self._generation
+        with _as_unavailable("could not be read"):
+            if self._consumer is None:
+                await self._open()
+                return []
+            try:
+                # aiokafka waits for a rebalance to end, however long that takes.
+                async with asyncio.timeout(wait_ms / 1000):
+                    fetched = await self._consumer.getmany(timeout_ms=wait_ms, max_records=max_records)
+            except TimeoutError:
+                return []
+            except KafkaError:
+                self._reassign(frozenset())
+                await self._close()
+                raise
+        if self._generation != generation:
+            return []
+        return [
+            Record(
+                place.topic,
+                place.partition,
+                str(record.offset),
+                (record.key or b"").decode(errors="replace"),
+                record.value or b"",
+                record.timestamp,
+            )
+            for place, records in fetched.items()
+            if place.partition in self._sought
+            for record in records
+        ]
+
+    async def progress(self, partition: int, after: Mapping[str, str]) -> None:
+        done = {
+            place: int(after[place.topic]) + 1
+            for place in self._assigned
+            if place.partition == partition and after.get(place.topic)
+        }
+        if self._consumer is None or not done:
+            return
+        self._next.update(done)
+        try:
+            async with asyncio.timeout(HINT_WITHIN_S):
+                await self._consumer.commit(done)
+        except (KafkaError, TimeoutError) as error:
+            logger.info("Kafka did not note the progress of partition %d: %r", partition, error)
+
+    async def lag(self) -> dict[tuple[str, int], int]:
+        read = {place: self._next[place] for place in self._assigned if place in self._next}
+        if self._consumer is None or not read:
+            return {}
+        with _as_unavailable("does not tell its offsets"):
+            async with asyncio.timeout(HINT_WITHIN_S):
+                first = await self._consumer.beginning_offsets(list(read))
+                end = await self._consumer.end_offsets(list(read))
+        return {(place.topic, place.partition): end[place] - max(read[place], first[place]) for place in read}
+
+    async def _open(self) -> None:
+        consumer = AIOKafkaConsumer(
+            **_connection(self._options),
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            partition_assignment_strategy=(RangePartitionAssignor,),
+            session_timeout_ms=self._options.session_timeout_ms,
+            heartbeat_interval_ms=self._options.session_timeout_ms // 10,
+            # Whether a worker gets on is watched by its lag; one that waits for a slow store keeps its place.
+            max_poll_interval_ms=24 * 3600 * 1000,
+            # A partition that was just sought waits for the fetch in flight to end.
+            fetch_max_wait_ms=100,
+        )
+        try:
+            await consumer.start()
+        except BaseException:
+            await consumer.stop()
+            raise
+        self._consumer = consumer
+        consumer.subscribe(self._topics, listener=_Listener(consumer, self._reassign))
+
+    async def _close(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            try:
+                async with asyncio.timeout(STOP_WITHIN_S):
+                    await consumer.stop()
+            except (KafkaError, TimeoutError) as error:
+                logger.warning("the Kafka consumer did not end well: %r", error)
+
+    def _reassign(self, assigned: frozenset[TopicPartition]) -> None:
+        self._generation += 1
+        self._assigned = assigned
+        self._sought.clear()
+        self._next.clear()
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka comes without types
+    def __init__(self, consumer: AIOKafkaConsumer, reassign: Callable[[frozenset[TopicPartition]], None]) -> None:
+        self._consumer = consumer
+        self._reassign = reassign
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002  # aiokafka's signature
+        self._reassign(frozenset())
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        places = frozenset(assigned)
+        self._consumer.pause(*places)
+        self._reassign(places)
+
+
+def _connection(options: KafkaOptions) -> dict[str, str | ssl.SSLContext | None]:
+    encrypted = options.security_protocol in ("SSL", "SASL_SSL")
+    files = {"cafile": options.ssl_ca_file, "certfile": options.ssl_cert_file, "keyfile": options.ssl_key_file}
+    return {
+        "bootstrap_servers": options.bootstrap,
+        "security_protocol": options.security_protocol,
+        "sasl_mechanism": options.sasl_mechanism,
+        "sasl_plain_username": options.sasl_username,
+        "sasl_plain_password": options.sasl_password,
+        "ssl_context": create_ssl_context(**files) if encrypted else None,
+    }
+
+
+async def _partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
+    return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+
+
+async def _stop_producer(producer: AIOKafkaProducer) -> None:
+    """Flush and close; when the brokers are away, close without what could not be written."""
+    stopping = asyncio.ensure_future(producer.stop())
+    done, _ = await asyncio.wait({stopping}, timeout=STOP_WITHIN_S)
+    if not done:
+        # An idempotent producer tries for ever: nothing public ends its flush.
+        producer._message_accumulator.fail_all(KafkaTimeoutError())  # noqa: SLF001
+    with contextlib.suppress(KafkaError):
+        await stopping
+
+
+@contextlib.contextmanager
+def _as_unavailable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, TimeoutError, OSError) as error:
+        raise Unavailable(f"Kafka {what}: {error!r}") from error

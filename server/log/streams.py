@@ -1,0 +1,222 @@
+"""The event log on Valkey (or Redis) Streams: one stream per topic and partition.
+
+The producer and each consumer have connections of their own: a blocking read never delays an append. Appends are as
+durable as the server's append-only file: they survive the death of the server process, and with `appendfsync everysec`
+a power cut takes the last second, of the log and of the state beside it alike.
+
+Workers of a group show themselves in a sorted set, by the server's clock. Each works out the same fair deal of the
+partitions over the members alive, gives back the leases that are no longer its own, and takes those that are as they
+become free; a killed worker's leases expire. A worker that can't renew drops its partitions before they can be leased
+to another. Leases only save double work: what makes a late worker harmless is the epoch it commits with.
+
+Known limits: on a Cluster one command can't read streams of several slots, so the log needs a single server (or Kafka);
+a stream is trimmed for all groups together, by age, so a group that is further behind than the retention loses records.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import RedisError
+from redis.typing import KeyT, StreamIdT
+
+from nearcast import keys
+from nearcast.clock import Clock, SystemClock
+from nearcast.errors import ConfigurationError, Unavailable
+from nearcast.ids import partition_of
+from server.log.base import Entry, Record, check_sizes
+from server.log.leases import Leases
+
+ANSWER_WITHIN_S = 5.0
+#: How long one blocking read may take: a change of the assignment is noticed after it.
+_SLICE_MS = 200
+_MIN_PER_STREAM = 16
+_BEGINNING = "0-0"
+#: Counting further would keep the server from its work.
+MAX_LAG = 10_000
+
+_Place = tuple[str, int]
+_Answer = list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]
+
+_COUNT_AFTER = "return #redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])"
+
+logger = logging.getLogger("nearcast.server.log.streams")
+
+
+class StreamsLog:
+    """`server.log.base.EventLog` on one Valkey server.
+
+    `session_timeout_ms`: a worker that gave no sign of life for so long loses its partitions.
+    `retention_ms`: processed records are kept for so long after newer ones were processed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        partitions: int,
+        *,
+        session_timeout_ms: int = 10_000,
+        retention_ms: int = 600_000,
+        clock: Clock | None = None,
+    ) -> None:
+        self.partitions = partitions
+        self._url = url
+        self._session_timeout_ms = session_timeout_ms
+        self._retention_ms = retention_ms
+        self._clock = clock or SystemClock()
+        # One quick retry: after a restart of the server, pooled connections turn out to be dead.
+        self._redis = Redis.from_url(
+            url, retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2), socket_timeout=ANSWER_WITHIN_S
+        )
+
+    async def start(self) -> None:
+        name = f"{keys.PREFIX}log:partitions"
+        with _as_unavailable("can't be reached"):
+            await self._redis.set(name, self.partitions, nx=True)
+            existing = int(await self._redis.get(name) or 0)
+        if existing != self.partitions:
+            raise ConfigurationError(
+                f"the event log in this Valkey has {existing} partitions, and nearcast is set to {self.partitions}"
+            )
+
+    async def stop(self) -> None:
+        await self._redis.aclose()
+
+    async def append(self, entries: Sequence[Entry]) -> None:
+        check_sizes(entries)
+        if not entries:
+            return
+        with _as_unavailable("did not take the records"):
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for topic, key, value in entries:
+                    stream = keys.log_stream(topic, partition_of(key, self.partitions))
+                    pipeline.xadd(stream, {"k": key, "v": value})
+                await pipeline.execute()
+
+    def consumer(self, group: str, topics: Sequence[str]) -> "StreamsConsumer":
+        leases = Leases(self._url, group, self.partitions, self._session_timeout_ms, self._clock)
+        return StreamsConsumer(self._url, topics, leases, self._retention_ms, self._clock)
+
+
+class StreamsConsumer:
+    """`server.log.base.LogConsumer` on leased partitions."""
+
+    def __init__(self, url: str, topics: Sequence[str], leases: Leases, retention_ms: int, clock: Clock) -> None:
+        self._topics = tuple(topics)
+        self._leases = leases
+        self._retention_ms = retention_ms
+        self._clock = clock
+        self._generation = 0
+        #: By stream, those that were sought: the last id delivered, and the last id processed.
+        self._delivered: dict[_Place, str] = {}
+        self._processed: dict[_Place, str] = {}
+        self._trimmed_ms: dict[_Place, int] = {}
+        self._turn = 0
+        # No retries: whoever fetches again is the retry. The time-out leaves room for the blocking.
+        timeout_s = _SLICE_MS / 1000 + ANSWER_WITHIN_S
+        self._reader = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s)
+        self._helper = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=ANSWER_WITHIN_S)
+        self._count_after = self._helper.register_script(_COUNT_AFTER)
+
+    async def start(self) -> None:
+        with _as_unavailable("can't be reached"):
+            await self._leases.start()
+
+    async def stop(self) -> None:
+        await self._leases.stop()
+        await self._reader.aclose()
+        await self._helper.aclose()
+
+    def assignment(self) -> tuple[int, frozenset[int]]:
+        generation, partitions = self._leases.assignment()
+        if generation != self._generation:
+            self._generation = generation
+            self._delivered.clear()
+            self._processed.clear()
+        return generation, partitions
+
+    async def seek(self, partition: int, after: Mapping[str, str]) -> None:
+        _, partitions = self.assignment()
+        if partition in partitions:
+            for topic in self._topics:
+                position = after.get(topic) or _BEGINNING
+                self._delivered[topic, partition] = self._processed[topic, partition] = position
+
+    async def fetch(self, max_records: int, wait_ms: int) -> list[Record]:
+        deadline_s = self._clock.monotonic_s() + wait_ms / 1000
+        while True:
+            generation, _ = self.assignment()
+            left_ms = max(0, round((deadline_s - self._clock.monotonic_s()) * 1000))
+            block_ms = min(left_ms, _SLICE_MS)
+            if self._delivered:
+                records = await self._read(max_records, block_ms)
+                if self.assignment()[0] == generation and records:
+                    self._delivered.update({(each.topic, each.partition): each.position for each in records})
+                    return records
+            else:
+                await asyncio.sleep(block_ms / 1000)
+            if not left_ms:
+                return []
+
+    async def progress(self, partition: int, after: Mapping[str, str]) -> None:
+        for topic, position in after.items():
+            place = (topic, partition)
+            if place not in self._processed or not position:
+                continue
+            self._processed[place] = position
+            oldest_ms = _milliseconds(position) - self._retention_ms
+            # Not at every step: trimming looks through the stream's first block again and again.
+            if oldest_ms > self._trimmed_ms.get(place, 0) + self._retention_ms // 10:
+                try:
+                    await self._helper.xtrim(keys.log_stream(topic, partition), minid=oldest_ms, approximate=True)
+                    self._trimmed_ms[place] = oldest_ms
+                except RedisError as error:
+                    logger.info("could not trim %s: %r", place, error)
+
+    async def lag(self) -> dict[tuple[str, int], int]:
+        self.assignment()
+        places = dict(self._processed)
+        with _as_unavailable("does not tell its lag"):
+            async with self._helper.pipeline(transaction=False) as pipeline:
+                for place, position in places.items():
+                    await self._count_after(keys=[keys.log_stream(*place)], args=[position, MAX_LAG], client=pipeline)
+                counts = await pipeline.execute()
+        return dict(zip(places, counts, strict=True))
+
+    async def _read(self, max_records: int, block_ms: int) -> list[Record]:
+        """One read of all streams. Streams take turns at being first, so a full one can't starve the others."""
+        places = list(self._delivered)
+        self._turn = (self._turn + 1) % len(places)
+        places = places[self._turn :] + places[: self._turn]
+        by_stream = {keys.log_stream(*place): place for place in places}
+        after: dict[KeyT, StreamIdT] = {stream: self._delivered[place] for stream, place in by_stream.items()}
+        # The count holds for each stream; what is over the limit in total is read again by the next fetch.
+        count = min(max_records, max(_MIN_PER_STREAM, max_records // len(places)))
+        with _as_unavailable("could not be read"):
+            answer = cast("_Answer", await self._reader.xread(after, count=count, block=block_ms or None))
+        records: list[Record] = []
+        for name, entries in answer or ():
+            topic, partition = by_stream[name.decode()]
+            for entry_id, fields in entries[: max_records - len(records)]:
+                position = entry_id.decode()
+                key = fields.get(b"k", b"").decode(errors="replace")
+                value = fields.get(b"v", b"")
+                records.append(Record(topic, partition, position, key, value, _milliseconds(position)))
+        return records
+
+
+def _milliseconds(position: str) -> int:
+    return int(position.partition("-")[0])
+
+
+@contextlib.contextmanager
+def _as_unavailable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise Unavailable(f"the Valkey log {what}: {error!r}") from error

@@ -1,0 +1,219 @@
+"""The outbox as dispatchers see it: one Valkey stream per partition, read by one consumer group.
+
+The engine appends entries with its commit. A dispatcher takes them here; what it has taken stays its own as long as it
+keeps calling `read`, and goes to another one after `idle_ms` of silence (a crash, a pause). What the same consumer name
+had taken before a restart comes back first. So `consumer` must be unique among the dispatchers that run.
+
+Entries of one partition come in order. With several dispatchers two entries of one customer may be with different
+ones; that is the price of not having an owner per partition here.
+
+An entry that can't be decoded goes to the partition's dead letters and out of the stream in one transaction.
+"""
+
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import cast
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+from redis.typing import KeyT, StreamIdT
+
+from channels.dispatcher import Pending
+from nearcast import keys
+from nearcast.clock import Clock, SystemClock
+from nearcast.errors import Unavailable
+from nearcast.messages import decode_outbox
+from nearcast.metrics import DEAD_LETTERS
+
+log = logging.getLogger("nearcast.server")
+
+GROUP = "dispatchers"
+
+#: Resets the idle time of those entries that are still this consumer's. In one script, so that an entry that another
+#: dispatcher has just claimed isn't taken back.
+_KEEP = """
+for i = 3, #ARGV do
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2]) > 0 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
+  end
+end
+"""
+
+Fields = dict[bytes, bytes]
+
+
+class ValkeyOutbox:
+    """Implements `channels.dispatcher.Outbox`. For one dispatcher: `read` is called by one task at a time.
+
+    `redis` must return bytes (`decode_responses=False`) and allow answers to take longer than the longest wait.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        partitions: Sequence[int],
+        consumer: str,
+        *,
+        idle_ms: int = 30_000,
+        upkeep_s: float = 5.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._redis = redis
+        # Blocking reads get a connection of their own, so that nothing waits behind them.
+        self._reader = redis.client()
+        self._streams = {keys.outbox(partition): partition for partition in partitions}
+        self._consumer = consumer
+        self._idle_ms = idle_ms
+        self._upkeep_s = upkeep_s
+        self._clock = clock or SystemClock()
+        self._next_upkeep_s = -1.0
+        self._grouped = False
+        #: Streams whose entries from before a restart are still to be read again, and after which id.
+        self._again = dict.fromkeys(self._streams, "0")
+        self._held: set[tuple[int, str]] = set()
+        self._ready: deque[Pending] = deque()
+
+    async def read(self, max_entries: int, wait_ms: int) -> list[Pending]:
+        async with _as_unavailable():
+            if not self._grouped:
+                await self._make_groups()
+            if self._clock.monotonic_s() >= self._next_upkeep_s:
+                await self._keep_held()
+                await self._claim_abandoned(max_entries)
+                self._next_upkeep_s = self._clock.monotonic_s() + self._upkeep_s
+            if max_entries and not self._ready:
+                await self._read_again(max_entries)
+            if max_entries and not self._ready:
+                await self._read_new(max_entries, wait_ms)
+        return [self._ready.popleft() for _ in range(min(max_entries, len(self._ready)))]
+
+    async def done(self, pendings: Sequence[Pending]) -> None:
+        by_partition: dict[int, list[str]] = {}
+        for pending in pendings:
+            by_partition.setdefault(pending.partition, []).append(pending.entry_id)
+        async with _as_unavailable(), self._redis.pipeline(transaction=True) as pipe:
+            for partition, entry_ids in by_partition.items():
+                pipe.xack(keys.outbox(partition), GROUP, *entry_ids)
+                pipe.xdel(keys.outbox(partition), *entry_ids)
+            await pipe.execute()
+        self._held.difference_update((pending.partition, pending.entry_id) for pending in pendings)
+
+    async def close(self) -> None:
+        """Give the reading connection back. Entries taken and not done come back to this or another dispatcher."""
+        await self._reader.aclose()
+
+    async def _make_groups(self) -> None:
+        for stream in self._streams:
+            try:
+                await self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+        self._grouped = True
+
+    async def _read_again(self, max_entries: int) -> None:
+        """What this consumer had taken and not finished when it last stopped."""
+        while self._again and not self._ready:
+            answer = await self._group_read(self._again, max_entries, None)
+            found = {stream: entries for stream, entries in answer if entries}
+            for stream in list(self._again):
+                if stream not in found:
+                    del self._again[stream]
+                    continue
+                self._again[stream] = found[stream][-1][0].decode()
+                await self._take(stream, found[stream], again=True)
+
+    async def _read_new(self, max_entries: int, wait_ms: int) -> None:
+        for stream, entries in await self._group_read(dict.fromkeys(self._streams, ">"), max_entries, wait_ms or None):
+            await self._take(stream, entries, again=False)
+
+    async def _group_read(
+        self, after: dict[str, str], max_entries: int, wait_ms: int | None
+    ) -> list[tuple[str, list[tuple[bytes, Fields | None]]]]:
+        # COUNT is per stream; what is too much stays in `_ready` for the next call.
+        count = max(1, max_entries // len(after))
+        try:
+            streams: dict[KeyT, StreamIdT] = {name: after[name] for name in after}
+            answer = await self._reader.xreadgroup(GROUP, self._consumer, streams, count=count, block=wait_ms)
+        except ResponseError as error:
+            if str(error).startswith("NOGROUP"):
+                # The store came back without its data.
+                self._grouped = False
+                raise Unavailable("the outbox's consumer group is gone; it will be made again") from error
+            raise
+        # redis-py's declared type covers every protocol and decoding; this is the one we ask for.
+        found = cast("list[tuple[bytes, list[tuple[bytes, Fields | None]]]]", answer or [])
+        return [(stream.decode(), entries) for stream, entries in found]
+
+    async def _claim_abandoned(self, max_entries: int) -> None:
+        """Take over what has been with a dispatcher that is silent for too long."""
+        for stream in self._streams:
+            start = "0-0"
+            while len(self._ready) < max_entries:
+                answer = await self._redis.xautoclaim(
+                    stream, GROUP, self._consumer, self._idle_ms, start_id=start, count=max_entries
+                )
+                await self._take(stream, answer[1], again=True)
+                start = answer[0].decode()
+                if start == "0-0":
+                    break
+
+    async def _keep_held(self) -> None:
+        by_partition: dict[int, list[str]] = {}
+        for partition, entry_id in self._held:
+            by_partition.setdefault(partition, []).append(entry_id)
+        for partition, entry_ids in by_partition.items():
+            await self._redis.eval(_KEEP, 1, keys.outbox(partition), GROUP, self._consumer, *entry_ids)
+
+    async def _take(self, stream: str, entries: Sequence[tuple[bytes, Fields | None]], *, again: bool) -> None:
+        partition = self._streams[stream]
+        for raw_id, fields in entries:
+            entry_id = raw_id.decode()
+            if (partition, entry_id) in self._held:
+                continue
+            if not fields:
+                # Deleted, but still on our list: a `done` that was cut off half way.
+                await self._redis.xack(stream, GROUP, entry_id)
+                continue
+            try:
+                entry = decode_outbox(fields[b"e"])
+            except (KeyError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+                await self._bury(partition, entry_id, fields, error)
+                continue
+            attempts = await self._times_taken(stream, entry_id) if again else 1
+            self._held.add((partition, entry_id))
+            self._ready.append(Pending(partition, entry_id, entry, attempts))
+
+    async def _times_taken(self, stream: str, entry_id: str) -> int:
+        rows = await self._redis.xpending_range(stream, GROUP, entry_id, entry_id, 1)
+        return int(rows[0]["times_delivered"]) if rows else 1
+
+    async def _bury(self, partition: int, entry_id: str, fields: Fields, error: Exception) -> None:
+        DEAD_LETTERS.labels("malformed_outbox_entry").inc()
+        log.error("outbox entry %s of partition %d can't be read: %s", entry_id, partition, type(error).__name__)
+        stream = keys.outbox(partition)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.xadd(
+                keys.dead_letters(partition),
+                {
+                    "reason": "malformed_outbox_entry",
+                    "detail": str(error),
+                    "topic": "outbox",
+                    "offset": entry_id,
+                    "value": fields.get(b"e", b""),
+                },
+            )
+            pipe.xack(stream, GROUP, entry_id)
+            pipe.xdel(stream, entry_id)
+            await pipe.execute()
+
+
+@asynccontextmanager
+async def _as_unavailable() -> AsyncIterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise Unavailable(f"the store can't be reached: {error}") from error

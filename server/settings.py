@@ -1,0 +1,203 @@
+"""Settings: environment variables `NEARCAST_<NAME>`, or a TOML file named by `NEARCAST_CONFIG`.
+
+The environment wins over the file. An unknown key in either is a start-up failure: a typo must not silently leave a
+default in force. `docs/reference/settings.md` is made from this module (`nearcast reference settings`).
+"""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from nearcast.errors import ConfigurationError
+
+PREFIX = "NEARCAST_"
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+
+Role = Literal["api", "engine", "dispatcher", "gateway"]
+KeyRole = Literal["intake", "pos", "admin", "staff"]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, with its unit, default and reason."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    data_dir: Path = Field(
+        Path("nearcast-data"), description="Where the embedded Valkey keeps its files and generated secrets (0600)."
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="An outside Valkey or Redis, `redis://...` or `rediss://...`; empty: a private one is started.",
+    )
+    kafka: str | None = Field(
+        None, description="Kafka bootstrap servers, `host:port,host:port`; empty: Valkey Streams are the event log."
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How to talk to Kafka."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="SASL mechanism, where the protocol asks for one."
+    )
+    kafka_username: str | None = Field(None, description="SASL user name.")
+    kafka_password: SecretStr | None = Field(None, description="SASL password.")
+    kafka_ca_file: Path | None = Field(
+        None, description="PEM file of the authority that signed the brokers' certificates."
+    )
+    partitions: int = Field(
+        4, ge=1, le=1024, description="Partitions of every customer topic. Can't be changed once there is data."
+    )
+    roles: list[Role] = Field(
+        list(get_args(Role)), min_length=1, description="What this process does; several processes can share the work."
+    )
+
+    api_host: str = Field(
+        "127.0.0.1", description="Address the HTTP API listens on; loopback unless you say otherwise."
+    )
+    api_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API.")
+    gateway_host: str = Field("127.0.0.1", description="Address the WebSocket gateway listens on.")
+    gateway_port: int = Field(8081, ge=0, le=65535, description="Port of the WebSocket gateway.")
+    public_url: str = Field(
+        "",
+        description="URL under which people reach the HTTP API; stands in SMS and e-mail links. Empty: host and port.",
+    )
+    allowed_origins: list[str] = Field(
+        [],
+        description="Exact origins that browsers may connect to the gateway from. Apps send no Origin and need none.",
+    )
+    api_keys: dict[KeyRole, SecretStr] = Field(
+        {}, description="One key per role; needed with an outside Redis, generated in the data directory otherwise."
+    )
+    token_secret: SecretStr | None = Field(None, description="Signs device and staff tokens (HS256), 32 bytes or more.")
+    coupon_secret: SecretStr | None = Field(None, description="Makes coupon codes unguessable, 32 bytes or more.")
+    link_secret: SecretStr | None = Field(None, description="Signs the links in SMS and e-mail, 32 bytes or more.")
+
+    model_dir: Path | None = Field(None, description="Folder of the propensity model; empty: the one that is shipped.")
+    world_files: list[Path] = Field([], description="World files (YAML or JSON) to load at start, in this order.")
+    batch_events: int = Field(
+        1_000, ge=1, le=10_000, description="Most events in one engine batch; bounds how long heartbeats must wait."
+    )
+    cached_customers: int = Field(
+        200_000, ge=1_000, description="Customers an engine keeps decoded in memory, about 2 KB each."
+    )
+    cart_abandoned_after_s: float = Field(
+        1_800, gt=0, description="Seconds an online cart must lie untouched to count as abandoned."
+    )
+    quiet_hours: str = Field(
+        "21:00-08:00", description="No offers in this window of the customer's local time; empty: none are quiet."
+    )
+
+    sms_url: str = Field("https://api.twilio.com", description="Base URL of an SMS provider that speaks Twilio's API.")
+    sms_account: str | None = Field(None, description="Account SID; empty: no SMS.")
+    sms_auth_token: SecretStr | None = Field(None, description="The account's auth token; also verifies callbacks.")
+    sms_from: str | None = Field(None, description="Sender number, E.164.")
+    smtp_host: str | None = Field(None, description="Mail server; empty: no e-mail.")
+    smtp_port: int = Field(587, ge=1, le=65535, description="Port of the mail server.")
+    smtp_security: Literal["none", "starttls", "tls"] = Field(
+        "starttls", description="Encryption of the mail connection; `none` only makes sense on loopback."
+    )
+    smtp_username: str | None = Field(None, description="Login, where the mail server wants one.")
+    smtp_password: SecretStr | None = Field(None, description="Password for the login.")
+    mail_from: str | None = Field(None, description="Sender address of e-mails.")
+
+    demo: bool = Field(False, description="Serves the demo page and hands out its tokens; loopback only.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+
+    @field_validator("quiet_hours")
+    @classmethod
+    def _quiet_hours(cls, value: str) -> str:
+        window = parse_quiet_hours(value)
+        if window is not None and window[0] == window[1]:
+            raise ValueError("a window that starts when it ends is empty; leave the setting empty instead")
+        return value
+
+    @field_validator("token_secret", "coupon_secret", "link_secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().encode()) < 32:
+            raise ValueError("needs 32 bytes or more")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get(CONFIG_VARIABLE)
+        toml = (TomlConfigSettingsSource(settings_cls, Path(file)),) if file else ()
+        return (init_settings, env_settings, *toml)
+
+
+def parse_quiet_hours(text: str) -> tuple[int, int] | None:
+    """ "HH:MM-HH:MM" as minutes since midnight, or None for an empty text."""
+    if not text:
+        return None
+    found = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)", text)
+    if found is None:
+        raise ValueError(f"must look like 21:00-08:00, not {text!r}")
+    start_hour, start_minute, end_hour, end_minute = (int(part) for part in found.groups())
+    return start_hour * 60 + start_minute, end_hour * 60 + end_minute
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings in force. Raises `ConfigurationError` naming each setting that is wrong or unknown."""
+    _refuse_unknown_variables()
+    file = os.environ.get(CONFIG_VARIABLE)
+    if file and not Path(file).is_file():
+        raise ConfigurationError(f"{CONFIG_VARIABLE} names {file}, which is not a file")
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_explain(problem) for problem in error.errors())) from None
+    except (ValueError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"the settings can't be read: {error}") from None
+    _check_together(settings)
+    return settings
+
+
+def _refuse_unknown_variables() -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    # Names that test runs use; they configure the tests, not the server.
+    unknown = [
+        name
+        for name in os.environ
+        if name.startswith(PREFIX) and name not in known and not name.startswith("NEARCAST_TEST_")
+    ]
+    if unknown:
+        raise ConfigurationError(
+            f"unknown settings: {', '.join(sorted(unknown))}; `nearcast reference settings` lists all"
+        )
+
+
+def _explain(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {name}"
+    return f"{PREFIX}{name.upper()}: {problem['msg']}"
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.redis_url is not None:
+        missing = [name for name in ("token_secret", "coupon_secret", "link_secret") if getattr(settings, name) is None]
+        if not settings.api_keys:
+            missing.append("api_keys")
+        if missing:
+            names = ", ".join(PREFIX + name.upper() for name in missing)
+            raise ConfigurationError(
+                f"with NEARCAST_REDIS_URL set, these must be set too (the same everywhere): {names}"
+            )
+    if settings.demo and not all(host in ("127.0.0.1", "::1") for host in (settings.api_host, settings.gateway_host)):
+        raise ConfigurationError("NEARCAST_DEMO hands out tokens freely, so it works on 127.0.0.1 only")
+    for channel, needed in {"sms_account": ("sms_auth_token", "sms_from"), "smtp_host": ("mail_from",)}.items():
+        if getattr(settings, channel):
+            for name in needed:
+                if not getattr(settings, name):
+                    raise ConfigurationError(f"{PREFIX}{channel.upper()} needs {PREFIX}{name.upper()}")

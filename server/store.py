@@ -1,0 +1,35 @@
+"""Talking to Valkey or Redis: how clients are made, what their failures mean, and what types their replies have."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from nearcast.errors import Unavailable
+
+
+def client_of(url: str) -> Redis:
+    """A client that never repeats a command by itself: a commit whose reply was lost may have happened."""
+    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=5.0, socket_timeout=10.0)
+
+
+@contextmanager
+def reaching_store() -> Iterator[None]:
+    """Whatever keeps us from an answer is `Unavailable`. The reason never holds what was written."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise Unavailable(f"the state store can't be reached: {type(error).__name__}") from error
+
+
+def text(reply: bytes | str) -> str:
+    """A reply as text. Our clients return bytes; redis-py's types allow for both."""
+    return reply.decode() if isinstance(reply, bytes) else reply
+
+
+def raw(reply: bytes | str) -> bytes:
+    """A reply as bytes."""
+    return reply if isinstance(reply, bytes) else reply.encode()

@@ -1,0 +1,143 @@
+"""Messages to send, and a desk and an outbox in memory for tests of what the dispatcher does with them."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from channels.contract import Outgoing, Prepared
+from channels.dispatcher import Delivery, Pending
+from nearcast import events
+from nearcast.clock import SystemClock
+from nearcast.decisions import Reason
+from nearcast.errors import Unavailable
+from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, Sku, StoreId
+from nearcast.messages import Emitted, Message, OutboxEntry, Push
+
+
+def a_message(number: int = 1, *, customer: str = "anna", deadline_in_s: float = 30.0, kind: str = "offer") -> Message:
+    now_ms = SystemClock().now_ms()
+    return Message(
+        id=MessageId(f"{number:032x}"),
+        decision=DecisionId(f"d{number}"),
+        kind="assist" if kind == "assist" else "offer",
+        customer=CustomerId(customer),
+        promotion=PromotionId("tea-time"),
+        trigger="enter",
+        event=EventId(f"e{number}"),
+        at_ms=now_ms,
+        deadline_ms=now_ms + round(deadline_in_s * 1000),
+        coupon_expires_ms=now_ms + 7_200_000,
+        channels=["websocket", "sms", "email"],
+        store=StoreId("s1"),
+        sku=Sku("tea"),
+    )
+
+
+def outgoing(message: Message | None = None, **changes: str) -> Outgoing:
+    message = message or a_message()
+    push = Push(
+        kind=message.kind,
+        message=message.id,
+        decision=message.decision,
+        title=changes.pop("title", "Tea for less"),
+        body=changes.pop("body", "20% off, today only"),
+        promotion=message.promotion,
+        trigger=message.trigger,
+        event=message.event,
+        at_ms=message.at_ms,
+        deadline_ms=message.deadline_ms,
+        store=message.store,
+        store_name="Main Street",
+    )
+    values = {
+        "link": f"https://shop.example/m/{message.id}",
+        "unsubscribe_link": f"https://shop.example/unsubscribe/{message.id}?token=" + "x" * 120,
+        "name": "Anna",
+        "phone": "+15550100",
+        "email": "anna@example.com",
+        **changes,
+    }
+    return Outgoing(message=message, push=push, **values)
+
+
+class MemoryDesk:
+    """A desk whose answers a test sets, and which remembers what it was told."""
+
+    def __init__(self, *channels: events.Channel) -> None:
+        self.channels = channels or ("websocket", "sms", "email")
+        #: What `prepare` answers instead, if anything.
+        self.stop: Reason | None = None
+        self.on_prepare: Callable[[], None] = lambda: None
+        #: How many of the next calls of each method find the store away.
+        self.away: dict[str, int] = {}
+        self.receipts: list[tuple[MessageId, str, str | None, str]] = []
+        self.emitted: list[Emitted] = []
+        self.deliveries: dict[MessageId, list[Delivery]] = {}
+        self.prepared = 0
+
+    async def prepare(self, message: Message) -> Prepared | Reason:
+        self._reach("prepare")
+        self.prepared += 1
+        self.on_prepare()
+        return self.stop or Prepared(outgoing=outgoing(message), channels=tuple(self.channels))
+
+    async def receipt(
+        self, message: Message, status: events.DeliveryStatus, channel: events.Channel | None, reason: str
+    ) -> None:
+        self._reach("receipt")
+        self.receipts.append((message.id, status, channel, reason))
+
+    async def emit(self, entry: Emitted) -> None:
+        self._reach("emit")
+        self.emitted.append(entry)
+
+    async def delivery(self, message: Message) -> Delivery:
+        self._reach("delivery")
+        return self.deliveries.get(message.id, [Delivery()])[-1]
+
+    async def save_delivery(self, message: Message, delivery: Delivery) -> None:
+        self._reach("save_delivery")
+        self.deliveries.setdefault(message.id, []).append(delivery)
+
+    def outcomes(self) -> list[tuple[str, str | None, str]]:
+        return [receipt[1:] for receipt in self.receipts]
+
+    def _reach(self, method: str) -> None:
+        if self.away.get(method, 0):
+            self.away[method] -= 1
+            raise Unavailable("away")
+
+
+class MemoryOutbox:
+    """An outbox that gives every entry once, and remembers what was done, in order."""
+
+    def __init__(self, *entries: OutboxEntry) -> None:
+        self.waiting = deque(Pending(0, f"{n}-0", entry, 1) for n, entry in enumerate(entries, 1))
+        self.finished: list[str] = []
+        self.largest_read = 0
+        self.away = 0
+
+    async def read(self, max_entries: int, wait_ms: int) -> list[Pending]:
+        self._reach()
+        if not self.waiting:
+            await asyncio.sleep(min(wait_ms, 5) / 1000)
+        self.largest_read = max(self.largest_read, max_entries)
+        return [self.waiting.popleft() for _ in range(min(max_entries, len(self.waiting)))]
+
+    async def done(self, pendings: Sequence[Pending]) -> None:
+        self._reach()
+        self.finished += [pending.entry_id for pending in pendings]
+
+    def _reach(self) -> None:
+        if self.away:
+            self.away -= 1
+            raise Unavailable("away")
+
+
+async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Return once `condition` holds; fail if it does not in time."""
+    end_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not come to that in time"
+        await asyncio.sleep(0.005)

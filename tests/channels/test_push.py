@@ -1,0 +1,73 @@
+"""The WebSocket channel. The publisher is a recorder: the real one is tested with the gateway."""
+
+import msgspec
+import pytest
+
+from channels.contract import Outgoing
+from channels.push import PushChannel
+from nearcast.errors import DropSend, FallBack, RetrySend, Unavailable
+from nearcast.messages import Push
+from tests.channels.examples import a_message, outgoing
+
+
+class Recorder:
+    """A publisher that remembers, with the channels that have a subscriber."""
+
+    def __init__(self, *connected: str) -> None:
+        self.listening = set(connected)
+        self.published: list[tuple[str, str, bytes]] = []
+        self.away = False
+
+    async def publish_once(self, channel: str, key: str, data: bytes) -> object:
+        self.published.append((channel, key, data))
+        return None
+
+    async def connected(self, channel: str) -> bool:
+        if self.away:
+            raise Unavailable("away")
+        return channel in self.listening
+
+
+async def test_an_offer_goes_to_the_customers_channel() -> None:
+    """The publication is the push, keyed by message id."""
+    publisher = Recorder("customer:anna")
+    sent = outgoing()
+    await PushChannel(publisher).send(sent)
+    ((channel, key, data),) = publisher.published
+    assert (channel, key) == ("customer:anna", sent.message.id)
+    assert msgspec.json.decode(data, type=Push) == sent.push
+
+
+async def test_nobody_connected_falls_back() -> None:
+    """An offer nobody would see goes to the next channel, and is not published."""
+    publisher = Recorder("customer:bert")
+    with pytest.raises(FallBack):
+        await PushChannel(publisher).send(outgoing())
+    assert publisher.published == []
+
+
+async def test_a_repeated_offer_stays_on_its_channel() -> None:
+    """An offer that may be published already is published again, connected or not, rather than sent elsewhere."""
+    publisher = Recorder()
+    first = outgoing()
+    await PushChannel(publisher).send(Outgoing(message=first.message, push=first.push, link=first.link, repeated=True))
+    assert len(publisher.published) == 1
+
+
+async def test_an_assist_goes_to_the_store() -> None:
+    """Staff get it whether or not a tablet is connected; without a store there are no staff."""
+    publisher = Recorder()
+    await PushChannel(publisher).send(outgoing(a_message(kind="assist")))
+    assert [channel for channel, _, _ in publisher.published] == ["staff:s1"]
+    nowhere = a_message(kind="assist")
+    nowhere.store = None
+    with pytest.raises(DropSend):
+        await PushChannel(publisher).send(outgoing(nowhere))
+
+
+async def test_a_store_that_is_away_is_retried() -> None:
+    """The gateway's store being away is a passing fault."""
+    publisher = Recorder("customer:anna")
+    publisher.away = True
+    with pytest.raises(RetrySend):
+        await PushChannel(publisher).send(outgoing())

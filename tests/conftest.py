@@ -1,0 +1,96 @@
+"""What every test gets: real services, a clean environment, and a failure for anything left running.
+
+Services start once per session and only when a test asks for them. `NEARCAST_TEST_REDIS` and `NEARCAST_TEST_KAFKA`
+point the tests at others instead (the database named in the URL is flushed before each test that uses it).
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+from redis.asyncio import Redis
+
+from tests.services.kafka import KafkaBroker, choose_broker, delete_topics
+from tests.services.valkey import ValkeyProcess
+
+TASKS_END_WITHIN_S = 1.0
+
+_SERVICES = {name: os.environ.get(name, "") for name in ("NEARCAST_TEST_REDIS", "NEARCAST_TEST_KAFKA")}
+
+_QUIET = [HealthCheck.too_slow]
+settings.register_profile("dev", deadline=None, derandomize=True, suppress_health_check=_QUIET)
+settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=_QUIET, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
+
+
+def pytest_report_header() -> str:
+    """Say which Kafka broker the run is against."""
+    if _SERVICES["NEARCAST_TEST_KAFKA"]:
+        return "kafka broker: the one that NEARCAST_TEST_KAFKA names"
+    try:
+        return f"kafka broker: {choose_broker()}"
+    except RuntimeError as error:
+        return f"kafka broker: none ({error})"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches the code under test."""
+    for name in list(os.environ):
+        if name.startswith("NEARCAST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+async def _no_task_left_behind() -> AsyncIterator[None]:
+    """A test ends what it started: an asyncio task that outlives it is a failure."""
+    before = asyncio.all_tasks()
+    yield
+    leftovers = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if leftovers:
+        _, still_running = await asyncio.wait(leftovers, timeout=TASKS_END_WITHIN_S)
+        for task in still_running:
+            task.cancel()
+        assert not still_running, f"tasks left behind: {sorted(str(task) for task in still_running)}"
+
+
+@pytest.fixture(scope="session")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Valkey that belongs to this test session."""
+    if _SERVICES["NEARCAST_TEST_REDIS"]:
+        yield _SERVICES["NEARCAST_TEST_REDIS"]
+        return
+    valkey = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
+    valkey.start()
+    yield valkey.url
+    valkey.stop()
+
+
+@pytest.fixture
+async def redis(valkey_url: str) -> AsyncIterator[Redis]:
+    """A client of the session's Valkey, its database empty."""
+    async with Redis.from_url(valkey_url, decode_responses=False) as client:
+        await client.flushdb()
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[KafkaBroker | None]:
+    """The session's own broker, which a test may stop and start; None when `NEARCAST_TEST_KAFKA` names another."""
+    if _SERVICES["NEARCAST_TEST_KAFKA"]:
+        yield None
+        return
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"))
+    await broker.start()
+    yield broker
+    await broker.stop()
+
+
+@pytest.fixture
+async def kafka_bootstrap(kafka_broker: KafkaBroker | None) -> str:
+    """Bootstrap address of a Kafka without topics."""
+    bootstrap = kafka_broker.bootstrap if kafka_broker else _SERVICES["NEARCAST_TEST_KAFKA"]
+    await delete_topics(bootstrap)
+    return bootstrap

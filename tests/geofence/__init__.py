@@ -1,0 +1,1 @@
+"""Tests of the fences: geometry, cover, index, tracker, GeoJSON."""

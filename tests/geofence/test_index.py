@@ -1,0 +1,198 @@
+"""The index gives exactly the exact test's answer, wherever on Earth, however the positions are batched."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geofence.index import FenceIndex
+from nearcast.errors import InputError
+from nearcast.ids import FenceId
+from nearcast.world import Circle, Geometry, MultiPolygon, Polygon
+from tests.geofence.places import (
+    circles,
+    expected,
+    fence,
+    metres_between,
+    points_around,
+    polygons,
+    shifted,
+    spots,
+    square,
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> list[Geometry]:
+    spot = draw(spots())
+    return draw(st.lists(circles(spot) | polygons(spot), min_size=1, max_size=4))
+
+
+def assert_exact(geometries: list[Geometry], lats: np.ndarray, lngs: np.ndarray) -> int:
+    index = FenceIndex.build(fence(geometry, f"f{number}") for number, geometry in enumerate(geometries))
+    compared = 0
+    for lat, lng, found in zip(lats.tolist(), lngs.tolist(), index.match(lats, lngs), strict=True):
+        assert list(found) == sorted(set(found))
+        for ordinal, geometry in enumerate(geometries):
+            truth = expected(geometry, lat, lng)
+            if truth is not None:
+                assert (ordinal in found) == truth, (geometry, lat, lng)
+                compared += 1
+    return compared
+
+
+@given(worlds(), st.integers(0, 2**32 - 1))
+@settings(max_examples=120)
+def test_agreement(geometries: list[Geometry], seed: int) -> None:
+    """Circles and polygons with holes, slivers, poles, antimeridian, pentagons: 100 % agreement with the oracles."""
+    rng = np.random.default_rng(seed)
+    around = [points_around(geometry, rng) for geometry in geometries]
+    lats = np.concatenate([lat for lat, _ in around])
+    lngs = np.concatenate([lng for _, lng in around])
+    assert assert_exact(geometries, lats, lngs) > 0
+
+
+def test_agreement_in_a_city_of_many_fences() -> None:
+    """A thousand overlapping fences in one city, ten thousand random fixes."""
+    rng = np.random.default_rng(11)
+    geometries: list[Geometry] = []
+    for lat, lng, size in rng.uniform((48.1, 16.2, 1.0), (48.3, 16.5, 300.0), (1000, 3)).tolist():
+        geometries.append(Circle((lng, lat), size) if size < 200 else square(lat, lng, size))
+    index = FenceIndex.build(fence(geometry, f"f{number}") for number, geometry in enumerate(geometries))
+    lats, lngs = rng.uniform(48.1, 48.3, 10_000), rng.uniform(16.2, 16.5, 10_000)
+    found = index.match(lats, lngs)
+    for ordinal, geometry in enumerate(geometries):
+        hits = {point for point, ordinals in enumerate(found) if ordinal in ordinals}
+        if isinstance(geometry, Circle):
+            truth = {
+                point
+                for point in np.flatnonzero(np.abs(lats - geometry.center[1]) < 0.01).tolist()
+                if expected(geometry, float(lats[point]), float(lngs[point]))
+            }
+        else:
+            (west, south), _, (east, north) = geometry.coordinates[0][:3]
+            truth = set(np.flatnonzero((lats >= south) & (lats <= north) & (lngs >= west) & (lngs <= east)).tolist())
+        assert hits == truth
+
+
+def test_a_polygon_around_the_pole() -> None:
+    """A cap of longitudes -180..180 up to latitude 90 holds the pole under every longitude."""
+    ring = [(-180.0, 89.5), (-90.0, 89.5), (0.0, 89.5), (90.0, 89.5), (180.0, 89.5), (180.0, 90.0), (0.0, 90.0)]
+    polar = Polygon([[*ring, (-180.0, 90.0), (-180.0, 89.5)]])
+    rng = np.random.default_rng(3)
+    lats = np.concatenate((rng.uniform(89.3, 90.0, 300), [90.0, 90.0, 89.5, 89.5]))
+    lngs = np.concatenate((rng.uniform(-180, 180, 300), [180.0, 33.0, -180.0, 180.0]))
+    assert_exact([polar, Circle((77.0, 90.0), 40_000.0), Circle((-10.0, 89.9), 11_000.0)], lats, lngs)
+
+
+def test_the_antimeridian_has_two_names() -> None:
+    """A fence that ends at longitude 180 holds the points of its edge when a device calls them -180."""
+    geometry = Polygon([[(179.0, 1.0), (180.0, 1.0), (180.0, 2.0), (179.0, 2.0), (179.0, 1.0)]])
+    index = FenceIndex.build([fence(geometry)])
+    assert index.match(np.array([1.5, 1.5, 1.5]), np.array([-180.0, 180.0, -179.9999])) == [(0,), (0,), ()]
+
+
+def test_a_small_part_of_a_big_fence() -> None:
+    """A whole country, a county with a hole and a shelf in it, at once: mixed resolutions don't hide each other."""
+    country = Polygon([[(9.0, 46.0), (17.0, 46.5), (17.5, 49.0), (9.5, 48.0), (9.0, 46.0)]])
+    county = Polygon([square(47.5, 14.0, 20_000).coordinates[0], square(47.5, 14.0, 3_000).coordinates[0]])
+    geometries: list[Geometry] = [country, county, Circle((14.0, 47.5), 0.9144), square(47.5, 14.0, 2.0)]
+    rng = np.random.default_rng(5)
+    scale = 10.0 ** rng.uniform(-6, 0.7, 2000)
+    lats, lngs = 47.5 + scale * rng.uniform(-1, 1, 2000), 14.0 + scale * rng.uniform(-1, 1, 2000)
+    assert_exact(geometries, lats, lngs)
+
+
+def test_nothing_to_do() -> None:
+    """No fences match nothing; no positions give no answers."""
+    nowhere = np.empty(0)
+    assert FenceIndex.build([]).match(np.array([0.0, 90.0]), np.array([0.0, 180.0])) == [(), ()]
+    assert FenceIndex.build([]).match(nowhere, nowhere) == []
+    assert FenceIndex.build([fence(Circle((0.0, 0.0), 5.0))]).match(nowhere, nowhere) == []
+
+
+@given(spots(), st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_batch_invariance(spot: tuple[float, float], seed: int) -> None:
+    """The answer for a position does not depend on the batch, not even for points that lie on an edge by rounding."""
+    rng = np.random.default_rng(seed)
+    lat, lng = spot
+    geometries = [Circle((lng, lat), radius) for radius in (3.0, 30.0, 31.0, 500.0)]
+    index = FenceIndex.build(fence(geometry, f"f{number}") for number, geometry in enumerate(geometries))
+    lats, lngs = points_around(geometries[1], rng, 60)
+    whole = index.match(lats, lngs)
+    singly = [index.match(lats[i : i + 1], lngs[i : i + 1])[0] for i in range(len(lats))]
+    strided = index.match(np.column_stack((lats, lngs))[:, 0], np.column_stack((lats, lngs))[:, 1])
+    assert whole == singly == strided
+
+
+def test_reuse_changes_nothing() -> None:
+    """An index built on a previous one answers like one built from nothing."""
+    first = [fence(Circle((16.0, 48.0), 50.0), "a"), fence(square(48.0, 16.0, 40.0), "b")]
+    second = [
+        fence(square(48.0, 16.0, 40.0), "b"),
+        fence(Circle((16.0, 48.0), 20.0), "a"),
+        fence(first[0].geometry, "c"),
+    ]
+    rng = np.random.default_rng(9)
+    lats, lngs = rng.uniform(47.999, 48.001, 500), rng.uniform(15.999, 16.001, 500)
+    reused = FenceIndex.build(second, FenceIndex.build(first))
+    assert reused.match(lats, lngs) == FenceIndex.build(second).match(lats, lngs)
+    assert any(reused.match(lats, lngs))
+
+
+def test_distance_to_a_circle() -> None:
+    """Metres to the edge, 0 inside."""
+    index = FenceIndex.build([fence(Circle((16.0, 48.0), 100.0))])
+    assert index.distance_m(FenceId("f"), 48.0, 16.0) == 0.0
+    lat, lng = shifted(48.0, 16.0, 0.0, 130.0)
+    assert index.distance_m(FenceId("f"), lat, lng) == pytest.approx(30.0, abs=0.01)
+
+
+@pytest.mark.parametrize("spot", [(48.0, 16.0), (-16.8, 179.9999), (0.0, 0.0), (79.0, -30.0), (89.9, 5.0)])
+def test_distance_to_a_polygon(spot: tuple[float, float]) -> None:
+    """Within 0.2 % of the nearest of many points along the edges; 0 inside; a hole is outside."""
+    lat, lng = spot
+    shell = [shifted(lat, lng, north, east) for north, east in ((-50, -80), (-60, 90), (70, 60), (40, -90), (-50, -80))]
+    rings = [[(x, y) for y, x in shell], [(lng + (x - lng) * 0.5, lat + (y - lat) * 0.5) for y, x in shell]]
+    if max(x for x, _ in rings[0]) > 180:
+        rings = [[(x - 360 if x < 360 else x, y) for x, y in ring] for ring in rings]
+        rings = [[(max(x, -180.0), y) for x, y in ring] for ring in rings][:1]
+    index = FenceIndex.build([fence(Polygon(rings))])
+    edge = [
+        (start[1] + (end[1] - start[1]) * k / 2000, start[0] + (end[0] - start[0]) * k / 2000)
+        for ring in rings
+        for start, end in zip(ring, ring[1:], strict=False)
+        for k in range(2001)
+    ]
+    for north, east in ((0, 0), (-120, 30), (200, 200), (-70, -300), (900, -50), (50, 0)):
+        point = shifted(lat, lng, north, east)
+        point = (point[0], point[1] - 360 if point[1] > 180 else point[1])
+        truth = min(metres_between(*point, *other) for other in edge)
+        inside = bool(index.match(np.array([point[0]]), np.array([point[1]]))[0])
+        assert index.distance_m(FenceId("f"), *point) == (0.0 if inside else pytest.approx(truth, rel=0.002, abs=0.05))
+
+
+def test_two_fences_with_one_id() -> None:
+    """Ids must be unique: the second is refused by name."""
+    with pytest.raises(InputError, match="fence twin") as caught:
+        FenceIndex.build([fence(Circle((0.0, 0.0), 5.0), "twin"), fence(Circle((1.0, 0.0), 5.0), "twin")])
+    assert caught.value.reason == "duplicate_fence"
+
+
+def test_an_invalid_fence_is_named() -> None:
+    """The refusal says which fence, ring and vertex."""
+    with pytest.raises(InputError, match="fence bad, polygon 0, ring 0, vertex 3"):
+        FenceIndex.build([fence(MultiPolygon([[[(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]]]), "bad")])
+
+
+def test_parents() -> None:
+    """Ancestors are found as far as they exist; a cycle is refused."""
+    spot = Circle((0.0, 0.0), 5.0)
+    index = FenceIndex.build(
+        [fence(spot, "shelf", parent="dept"), fence(spot, "dept", parent="store"), fence(spot, "store", parent="none")]
+    )
+    assert [above.id for above in index.ancestors(FenceId("shelf"))] == ["dept", "store"]
+    with pytest.raises(InputError) as caught:
+        FenceIndex.build([fence(spot, "a", parent="b"), fence(spot, "b", parent="c"), fence(spot, "c", parent="b")])
+    assert caught.value.reason == "cyclic_parents"

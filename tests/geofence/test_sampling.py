@@ -1,0 +1,59 @@
+"""The probability of being inside, against closed formulas and numbers made another way."""
+
+import math
+
+import numpy as np
+import pytest
+
+from geofence.geometry import compile_geometry
+from geofence.sampling import probability_inside
+from nearcast.world import Circle, Polygon
+from tests.geofence.places import metres_between, shifted, square
+
+SIGMA = 1 / math.sqrt(-2 * math.log(0.32))
+
+
+@pytest.mark.parametrize("accuracy_m", [0.3, 0.9144, 2.0, 5.0, 25.0])
+def test_middle_of_a_circle(accuracy_m: float) -> None:
+    """1 - exp(-R^2 / 2 sigma^2); the accuracy radius itself holds 68 %."""
+    shape = compile_geometry(Circle((16.0, 48.0), 0.9144))
+    exact = 1 - math.exp(-(0.9144**2) / (2 * (accuracy_m * SIGMA) ** 2))
+    assert probability_inside(shape, 48.0, 16.0, accuracy_m) == pytest.approx(exact, abs=0.01)
+
+
+@pytest.mark.parametrize("beyond_m", [-15.0, -5.0, -1.0, 0.0, 2.0, 8.0, 30.0])
+def test_straight_edge(beyond_m: float) -> None:
+    """Phi(s / sigma) at distance s inside a long edge."""
+    shape = compile_geometry(square(48.0, 16.0, 1_000.0))
+    lat, lng = shifted(48.0, 16.0, 0.0, 1_000.0 + beyond_m)
+    exact = 0.5 * math.erfc(beyond_m / (10.0 * SIGMA) / math.sqrt(2))
+    assert probability_inside(shape, lat, lng, 10.0) == pytest.approx(exact, abs=0.015)
+
+
+def test_against_random_numbers() -> None:
+    """An L-shaped room with a pillar: as many of a million random errors fall inside."""
+    metres = [(0, 0), (30, 0), (30, 10), (10, 10), (10, 30), (0, 30), (0, 0)]
+    pillar = [(3, 3), (6, 3), (6, 6), (3, 6), (3, 3)]
+    rings = [[shifted(48.0, 16.0, north, east)[::-1] for east, north in ring] for ring in (metres, pillar)]
+    shape = compile_geometry(Polygon(rings))
+    lat, lng = shifted(48.0, 16.0, 8.0, 7.0)
+    north, east = np.random.default_rng(4).normal(0, 6.0 * SIGMA, (2, 1_000_000))
+    x, y = 7.0 + east, 8.0 + north
+    in_l = (x >= 0) & (y >= 0) & (((x <= 30) & (y <= 10)) | ((x <= 10) & (y <= 30)))
+    in_pillar = (x > 3) & (x < 6) & (y > 3) & (y < 6)
+    assert probability_inside(shape, lat, lng, 6.0) == pytest.approx((in_l & ~in_pillar).mean(), abs=0.015)
+
+
+def test_perfect_fix() -> None:
+    """Accuracy 0 leaves no doubt."""
+    shape = compile_geometry(Circle((16.0, 48.0), 10.0))
+    assert probability_inside(shape, 48.0, 16.0, 0.0) == 1.0
+    assert probability_inside(shape, 48.1, 16.0, 0.0) == 0.0
+
+
+@pytest.mark.parametrize(("lat", "lng"), [(89.9999, 10.0), (10.0, 179.99999), (-90.0, 0.0)])
+def test_anywhere(lat: float, lng: float) -> None:
+    """At a pole and at the antimeridian the same circle gives the same probability."""
+    assert metres_between(lat, lng, lat, lng) == 0.0
+    shape = compile_geometry(Circle((lng, lat), 20.0))
+    assert probability_inside(shape, lat, lng, 20.0) == pytest.approx(0.68, abs=0.01)

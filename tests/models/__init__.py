@@ -1,0 +1,1 @@
+"""Tests of `models`: features, the scorer, and training on real history."""

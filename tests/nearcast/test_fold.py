@@ -1,0 +1,226 @@
+"""The fold: what one event does to what is known of a customer."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nearcast.customer import HALF_LIFE_MS, KEPT_VIEWS, SEEN_EVENTS, Customer, Decayed, SentMessage
+from nearcast.events import (
+    Action,
+    AnyEvent,
+    Cart,
+    Consent,
+    Erase,
+    Identify,
+    Line,
+    Profile,
+    Purchase,
+    Receipt,
+    Stitch,
+    Timer,
+)
+from nearcast.fold import CART_TIMER, Folded, FoldRules, apply
+from nearcast.ids import CustomerId, DecisionId, MessageId, PromotionId, Sku
+
+RULES = FoldRules(cart_abandoned_after_ms=1_000)
+SEGMENTS = {"milk": "dairy", "butter": "dairy", "coat": "coats"}
+_counter = iter(range(10**9))
+
+
+def new(event_type: Any, /, **fields: Any) -> Any:
+    return event_type(**{"id": f"e{next(_counter)}", "uid": "c1"} | fields)
+
+
+def fold(customer: Customer, *events: AnyEvent) -> Folded:
+    for event in events:
+        folded = apply(customer, event, SEGMENTS, RULES)
+    return folded
+
+
+def somebody() -> Customer:
+    return Customer(id=CustomerId("c1"))
+
+
+def test_duplicate() -> None:
+    """An event with an id that was seen changes nothing."""
+    customer = somebody()
+    event = new(Cart, action="add", sku="milk", ts=10)
+    fold(customer, event)
+    before = msgspec.msgpack.encode(customer)
+    assert fold(customer, event).status == "duplicate"
+    assert msgspec.msgpack.encode(customer) == before
+
+
+def test_seen_ids_are_bounded() -> None:
+    """A customer remembers a bounded number of event ids."""
+    customer = somebody()
+    fold(customer, *(new(Action, action="app_open", ts=n) for n in range(SEEN_EVENTS + 20)))
+    assert len(customer.seen) == SEEN_EVENTS
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "remove", "set", "clear"]), st.integers(0, 5)), max_size=12))
+def test_cart_quantities(steps: list[tuple[str, int]]) -> None:
+    """The cart holds what a plain count says, never a quantity below one."""
+    customer, expected = somebody(), 0
+    for at, (action, quantity) in enumerate(steps):
+        fold(customer, new(Cart, action=action, sku="milk", quantity=quantity, ts=at + 1))
+        expected = {"add": expected + quantity, "remove": max(0, expected - quantity), "set": quantity, "clear": 0}[
+            action
+        ]
+        assert (customer.cart["milk"].quantity if "milk" in customer.cart else 0) == expected
+        assert (CART_TIMER in customer.timers) == bool(customer.cart)
+
+
+def test_abandoned_cart() -> None:
+    """A cart left alone is abandoned when its timer fires; touching it again starts over."""
+    customer = somebody()
+    fold(customer, new(Cart, action="add", sku="milk", ts=100))
+    assert customer.timers == {CART_TIMER: 1_100}
+    fold(customer, new(Cart, action="add", sku="coat", ts=500))
+    stale = fold(customer, new(Timer, kind=CART_TIMER, due_ms=1_100, ts=1_100))
+    assert stale.status == "stale"
+    assert not customer.cart_abandoned
+    fired = fold(customer, new(Timer, kind=CART_TIMER, due_ms=1_500, ts=1_500))
+    assert [moment.trigger for moment in fired.moments] == ["cart_abandoned"]
+    assert customer.cart_abandoned
+    again = fold(customer, new(Timer, kind=CART_TIMER, due_ms=1_500, ts=1_500))
+    assert again.status == "stale"
+    fold(customer, new(Cart, action="remove", sku="coat", ts=2_000))
+    assert not customer.cart_abandoned
+
+
+def test_buying_empties_the_cart() -> None:
+    """What was bought in a store is no longer wanted from cart or wishlist, and no timer waits for it."""
+    customer = somebody()
+    fold(
+        customer,
+        new(Cart, action="add", sku="coat", ts=1),
+        new(Action, action="wishlist_add", sku="milk", ts=2),
+        new(Purchase, items=[Line(sku="coat", amount_cents=9_900), Line(sku="milk", amount_cents=120)], ts=3),
+    )
+    assert customer.cart == {}
+    assert customer.wishlist == {}
+    assert customer.timers == {}
+
+
+def test_purchase_history() -> None:
+    """Purchases are summed up by segment; a basket counts once per segment."""
+    customer = somebody()
+    items = [Line(sku="milk", quantity=2, amount_cents=300, coupon_cents=50), Line(sku="butter", amount_cents=250)]
+    fold(customer, new(Purchase, items=items, ts=5_000), new(Purchase, items=[Line(sku="nuts", amount_cents=1)], ts=9))
+    history = customer.history
+    assert (history.baskets, history.lines, history.spend_cents, history.coupon_cents) == (2, 3, 551, 50)
+    assert (history.coupon_baskets, history.first_ms, history.last_ms) == (1, 9, 5_000)
+    dairy = history.segments["dairy"]
+    assert (dairy.baskets, dairy.spend_cents, dairy.last_ms, dairy.last_price_cents) == (1, 550, 5_000, 250)
+    assert set(history.segments) == {"dairy"}
+
+
+@given(st.permutations([0, 1, 2, 3, 4]), st.lists(st.integers(0, 10**11), min_size=5, max_size=5))
+def test_purchase_order_does_not_matter(order: list[int], times: list[int]) -> None:
+    """Late purchases end in the same totals as punctual ones."""
+    purchases = [new(Purchase, items=[Line(sku="milk", amount_cents=100 * n + 1)], ts=at) for n, at in enumerate(times)]
+    straight, shuffled = somebody(), somebody()
+    fold(straight, *purchases)
+    fold(shuffled, *(purchases[n] for n in order))
+    now = max(times)
+    for field in ("baskets", "lines", "spend_cents", "first_ms", "last_ms"):
+        assert getattr(straight.history, field) == getattr(shuffled.history, field)
+    assert straight.history.recent_spend.at(now) == pytest.approx(shuffled.history.recent_spend.at(now))
+
+
+def test_decay() -> None:
+    """A decayed sum halves with every half-life."""
+    total = Decayed()
+    total.add(8.0, 1_000)
+    assert total.at(1_000 + HALF_LIFE_MS) == pytest.approx(4.0)
+    total.add(1.0, 1_000 + HALF_LIFE_MS)
+    assert total.at(1_000 + 2 * HALF_LIFE_MS) == pytest.approx(2.5)
+
+
+def test_opt_out_and_in() -> None:
+    """The latest word counts by event time; at the same time, the withdrawal."""
+    customer = somebody()
+    fold(customer, new(Consent, scope="sms", granted=True, ts=10))
+    assert customer.consented("sms")
+    fold(customer, new(Consent, scope="all", granted=False, ts=20))
+    assert customer.opted_out
+    assert not customer.consented("sms")
+    assert not customer.location_allowed
+    fold(customer, new(Consent, scope="all", granted=True, ts=15))
+    assert customer.opted_out
+    fold(customer, new(Consent, scope="all", granted=True, ts=20))
+    assert customer.opted_out
+    fold(customer, new(Consent, scope="all", granted=True, ts=21))
+    assert customer.consented("sms")
+    assert not customer.consented("email")
+
+
+def test_profile_keeps_what_is_left_out() -> None:
+    """A profile event changes only the fields it has."""
+    customer = somebody()
+    fold(customer, new(Profile, email="a@example.com", loyalty="gold", groups=["vip"], ts=1))
+    fold(customer, new(Profile, loyalty="silver", ts=2))
+    assert (customer.email, customer.loyalty, customer.groups) == ("a@example.com", "silver", ["vip"])
+
+
+def test_receipts_move_forward_only() -> None:
+    """Receipts that overtake each other don't take a message back."""
+    customer = somebody()
+    customer.messages = [SentMessage(MessageId("m"), DecisionId("d"), PromotionId("p"), 1)]
+    for status in ("opened", "sent", "delivered"):
+        fold(customer, new(Receipt, message="m", decision="d", status=status, channel="sms", ts=2))
+    assert customer.messages[0].status == "opened"
+    for _ in range(2):
+        fold(customer, new(Receipt, message="m", decision="d", status="redeemed", ts=3))
+    assert customer.redemptions == 1
+    fold(customer, new(Receipt, message="unknown", decision="d", status="opened", ts=3))
+    assert len(customer.messages) == 1
+
+
+def test_sign_in_takes_the_context_along() -> None:
+    """What a visitor gathered anonymously arrives, once, at the customer they turn out to be."""
+    visitor = Customer(id=CustomerId("anon:d7"))
+    fold(
+        visitor,
+        new(Cart, uid=None, anonymous_id="d7", action="add", sku="coat", price_cents=9_900, ts=5),
+        new(Action, uid=None, anonymous_id="d7", action="wishlist_add", sku="milk", ts=6),
+        new(Action, uid=None, anonymous_id="d7", action="product_view", sku="butter", ts=7),
+    )
+    folded = fold(visitor, new(Identify, anonymous_id="d7", ts=8))
+    (stitch,) = folded.emit
+    assert isinstance(stitch, Stitch)
+    assert stitch.customer == "c1"
+    assert (visitor.stitched_to, visitor.cart, visitor.timers) == ("c1", {}, {})
+    customer = somebody()
+    fold(customer, new(Cart, action="add", sku="coat", ts=4))
+    assert fold(customer, stitch).status == "applied"
+    assert fold(customer, stitch).status == "duplicate"
+    assert customer.cart[Sku("coat")].quantity == 2
+    assert customer.wishlist == {"milk": 6}
+    assert customer.viewed == {"butter": 7}
+    assert customer.timers == {CART_TIMER: 1_008}
+
+
+def test_views_are_bounded() -> None:
+    """Only the latest product views are kept."""
+    customer = somebody()
+    fold(customer, *(new(Action, action="product_view", sku=f"s{n}", ts=n + 1) for n in range(KEPT_VIEWS + 3)))
+    assert set(customer.viewed) == {f"s{n}" for n in range(3, KEPT_VIEWS + 3)}
+
+
+def test_actions_make_moments() -> None:
+    """An action that promotions can react to is a moment with its place and thing; others are not."""
+    customer = somebody()
+    (moment,) = fold(customer, new(Action, action="qr_scan", sku="coat", store="s1", fence="f1", ts=3)).moments
+    assert (moment.trigger, moment.sku, moment.store, moment.fence, moment.at_ms) == ("qr_scan", "coat", "s1", "f1", 3)
+    assert fold(customer, new(Action, action="staff_contact", store="s1", ts=4)).moments == []
+    assert customer.last_staff_contact_ms == 4
+
+
+def test_erase() -> None:
+    """An erasure is reported; the caller removes the records."""
+    assert fold(somebody(), new(Erase, ts=1)).erased

@@ -1,0 +1,105 @@
+"""Opening hours and quiet hours, against brute force."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nearcast.world import OpenHours, Store
+from offers.hours import in_quiet_hours, is_open, zone_for, zone_named
+from offers.policy import QuietHours
+from tests.offers.examples import NOW_MS, STORE, customer
+
+MINUTE_MS = 60_000
+WINDOWS = [(21 * 60, 8 * 60), (2 * 60, 3 * 60), (0, 1440), (1, 0), (150, 149), (13 * 60, 14 * 60 + 30), (1440, 30)]
+
+
+def utc_ms(year: int, month: int, day: int, hour: int = 0) -> int:
+    return int(datetime(year, month, day, hour, tzinfo=UTC).timestamp()) * 1000
+
+
+# Zone, the UTC instant at which its clocks change, and minutes ahead of UTC before and after: from the laws, not from
+# the zone database.
+CHANGES = [
+    ("Europe/Berlin", utc_ms(2025, 3, 30, 1), 60, 120),
+    ("Europe/Berlin", utc_ms(2025, 10, 26, 1), 120, 60),
+    ("America/New_York", utc_ms(2025, 3, 9, 7), -300, -240),
+    ("America/New_York", utc_ms(2025, 11, 2, 6), -240, -300),
+    ("Australia/Lord_Howe", utc_ms(2025, 4, 5, 15), 660, 630),  # half an hour
+    ("Asia/Kathmandu", utc_ms(2025, 3, 30, 1), 345, 345),  # never
+]
+
+
+def shown_minutes(starts: int, ends: int) -> set[int]:
+    """Every minute of the day that a hand going from `starts` to `ends` passes."""
+    minutes, minute = set(), starts % 1440
+    for _ in range((ends - starts) % 1440 or 1440):
+        minutes.add(minute)
+        minute = (minute + 1) % 1440
+    return minutes
+
+
+@pytest.mark.parametrize(("zone", "change_ms", "before", "after"), CHANGES)
+@pytest.mark.parametrize(("starts", "ends"), WINDOWS)
+def test_quiet_hours_minute_by_minute(
+    zone: str, change_ms: int, before: int, after: int, starts: int, ends: int
+) -> None:
+    """Every minute for a day and a half around a change of clocks is quiet exactly if the clock shows a quiet time."""
+    window, expected = QuietHours(starts=starts, ends=ends), shown_minutes(starts, ends)
+    for at_ms in range(change_ms - 1080 * MINUTE_MS, change_ms + 1080 * MINUTE_MS, MINUTE_MS):
+        shown = (at_ms // MINUTE_MS + (before if at_ms < change_ms else after)) % 1440
+        assert in_quiet_hours(window, zone_named(zone), at_ms) == (shown in expected), (zone, shown)
+
+
+def test_quiet_hours_end_at_the_exact_millisecond() -> None:
+    """The last millisecond of the window is quiet, the next is not."""
+    window = QuietHours(starts=21 * 60, ends=8 * 60)
+    assert in_quiet_hours(window, None, utc_ms(2025, 6, 1, 8) - 1)
+    assert not in_quiet_hours(window, None, utc_ms(2025, 6, 1, 8))
+
+
+def test_empty_quiet_hours_are_refused() -> None:
+    """A window that starts when it ends could mean never or always, so it is an error."""
+    with pytest.raises(ValueError, match="empty"):
+        QuietHours(starts=60, ends=60)
+
+
+def test_the_customers_zone_counts_before_the_stores() -> None:
+    """The customer's zone, else the store's, else none (UTC); a zone that nobody knows is passed over."""
+    assert str(zone_for(customer(time_zone="Asia/Tokyo"), STORE)) == "Asia/Tokyo"
+    for unknown in ("", "Mars/Olympus", "../secrets", "a\x00b"):
+        assert str(zone_for(customer(time_zone=unknown), STORE)) == "Europe/Vienna"
+        assert zone_for(customer(time_zone=unknown), None) is None
+
+
+windows = st.builds(OpenHours, weekday=st.integers(0, 6), opens=st.integers(0, 1440), closes=st.integers(0, 1440))
+
+
+@given(hours=st.lists(windows, max_size=4), minutes=st.lists(st.integers(0, 20 * 1440), min_size=1, max_size=50))
+def test_open_hours_are_a_set_of_minutes_of_the_week(hours: list[OpenHours], minutes: list[int]) -> None:
+    """A store is open exactly in the minutes that its windows cover, over midnight and over the end of the week."""
+    store = Store(id="s", name="S", lat=0, lng=0, hours=hours)
+    open_minutes: set[int] = set()
+    for window in hours:
+        start = window.weekday * 1440 + window.opens
+        length = window.closes - window.opens if window.closes > window.opens else 1440 - window.opens + window.closes
+        open_minutes |= {minute % 10_080 for minute in range(start, start + length)}
+    monday_ms = utc_ms(2025, 6, 2)
+    for minute in minutes:
+        assert is_open(store, monday_ms + minute * MINUTE_MS) == (minute % 10_080 in open_minutes)
+
+
+def test_open_by_the_stores_own_clock() -> None:
+    """Ten in the morning in Tokyo is one at night in London."""
+    hours = [OpenHours(weekday=day, opens=9 * 60, closes=17 * 60) for day in range(7)]
+    assert is_open(Store(id="s", name="S", lat=0, lng=0, time_zone="Asia/Tokyo", hours=hours), utc_ms(2025, 6, 2, 1))
+    assert not is_open(
+        Store(id="s", name="S", lat=0, lng=0, time_zone="Europe/London", hours=hours), utc_ms(2025, 6, 2, 1)
+    )
+
+
+def test_no_hours_and_empty_hours() -> None:
+    """A store that doesn't say is always open; one with an empty list never is."""
+    assert is_open(STORE, NOW_MS)
+    assert not is_open(Store(id="s", name="S", lat=0, lng=0, hours=[]), NOW_MS)

