@@ -10,13 +10,13 @@ from typing import NamedTuple
 from clients.geo import Frame, Spot
 
 BLOCK_X, BLOCK_Y = 120.0, 95.0
-COLUMNS, ROWS = 10, 6
+COLUMNS, ROWS = 9, 5
 #: In Vienna's third district, where the streets run like this.
-FRAME = Frame(lat=48.2008, lng=16.3835, turn_deg=24.0)
+FRAME = Frame(lat=48.2008, lng=16.3835, turn_deg=11.0)
 #: From the middle of the street to the house fronts.
 _PAVEMENT = 9.0
 #: Column and row of each store's block.
-STORE_BLOCKS = ((1, 1), (4, 0), (8, 1), (1, 4), (5, 3), (8, 4))
+STORE_BLOCKS = ((1, 0), (4, 1), (7, 0), (0, 3), (3, 4), (7, 3))
 
 Ring = tuple[Spot, ...]
 

@@ -78,8 +78,14 @@ def _at_the_shelf(department: str, segments: list[str]) -> Promotion:
         deadline_s=45,
         caps=_CAPS,
         words={
-            "en": Words(title="{{ discount }} off, right in front of you", body="{{ product }}: {{ price }} on the shelf, {{ discount }} less for you."),
-            "de": Words(title="{{ discount }} Rabatt, direkt vor Ihnen", body="{{ product }}: im Regal {{ price }}, für Sie {{ discount }} weniger."),
+            "en": Words(
+                title="{{ discount }} off, right in front of you",
+                body="{{ product }}: {{ price }} on the shelf, {{ discount }} less for you.",
+            ),
+            "de": Words(
+                title="{{ discount }} Rabatt, direkt vor Ihnen",
+                body="{{ product }}: im Regal {{ price }}, für Sie {{ discount }} weniger.",
+            ),
         },
     )
 
@@ -116,7 +122,9 @@ def _help() -> Promotion:
         channels=["websocket"],
         words={
             "en": Words(title="Customer asks for help", body="Someone at {{ store }} would like a hand."),
-            "de": Words(title="Kundin oder Kunde braucht Hilfe", body="In der Filiale {{ store }} braucht jemand Hilfe."),
+            "de": Words(
+                title="Kundin oder Kunde braucht Hilfe", body="In der Filiale {{ store }} braucht jemand Hilfe."
+            ),
         },
     )
 

@@ -10,15 +10,14 @@ that is not newer than the last one is stale: it changes nothing. The rules:
 * **exit** when a fix lies farther outside than `exit_margin_m` and than three times its accuracy. Three times the
   68 % radius are 4.5 sigma: someone who stands still on an edge at one fix a second, with independent errors, is
   wrongly seen leaving about once in three days.
-* Whoever is in a fence is in its parents: entering a department enters the store with it, and the store is left only
-  when no fence in it is occupied.
+* Whoever is in a fence is in its parents: entering a department enters the store with it, a fix in the department
+  counts as one in the store, and the store is left only when no fence in it is occupied.
 * A fence that is no longer in the index is left at the next fix, with confidence 0: nobody moved.
 
 Between the edge and the exit distance, and when a fix is too poor to tell, nothing changes.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Sequence, Set
 
 from geofence.index import FenceIndex
 from nearcast.customer import Presence, Stay
@@ -50,38 +49,48 @@ def track(presence: Presence, fix: Location, inside: Sequence[Fence], index: Fen
         return []
     accuracy_m = max(fix.accuracy_m, GPS_FLOOR_M) if fix.source == "gps" else fix.accuracy_m
     containing = {fence.fence_id for fence in inside}
-    telling = {fence_id for fence_id in containing if accuracy_m <= index.reach_m(fence_id)}
-    gone = [fence_id for fence_id in presence.inside if fence_id not in index.by_id]
+    evidence = {
+        fence_id
+        for fence_id in containing
+        if accuracy_m <= index.reach_m(fence_id)
+        and (
+            fence_id in presence.inside
+            or index.probability(fence_id, fix.lat, fix.lng, accuracy_m) >= MIN_ENTER_CONFIDENCE
+        )
+    }
+    gone = {fence_id for fence_id in presence.inside if fence_id not in index.by_id}
     left = {
         fence_id
-        for fence_id in presence.inside
-        if fence_id in index.by_id and fence_id not in containing and _has_left(index, fence_id, fix, accuracy_m)
+        for fence_id in presence.inside.keys() - gone - containing
+        if _has_left(index, fence_id, fix, accuracy_m)
     }
-    entered = {
-        fence_id
-        for fence_id in telling
-        if fence_id not in presence.inside
-        and index.probability(fence_id, fix.lat, fix.lng, accuracy_m) >= MIN_ENTER_CONFIDENCE
-    }
-    occupied = (presence.inside.keys() - left - set(gone)) | entered
-    around = {fence.fence_id for fence_id in occupied for fence in index.ancestors(fence_id)}
+    around = _around((presence.inside.keys() - left - gone) | evidence, index)
     left -= around
-    entered |= around - presence.inside.keys()
+    entered = (evidence | around) - presence.inside.keys()
+    seen = (evidence | _around(evidence, index)) - entered
 
-    transitions = [_transition("exit", fence_id, fix, accuracy_m, index) for fence_id in left]
-    transitions += [Transition("exit", _removed(fence_id), fix.ts, 0.0) for fence_id in gone]
-    transitions += [_transition("enter", fence_id, fix, accuracy_m, index) for fence_id in entered]
-    for fence_id in (*left, *gone):
+    transitions = [Transition("exit", _removed(fence_id), fix.ts, 0.0) for fence_id in gone]
+    for fence_id in left:
+        inside_still = index.probability(fence_id, fix.lat, fix.lng, accuracy_m)
+        transitions.append(Transition("exit", index.by_id[fence_id], fix.ts, 1.0 - inside_still))
+    for fence_id in gone | left:
         del presence.inside[fence_id]
-    for fence_id in sorted(telling & presence.inside.keys()):
+    for fence_id in seen:
         stay = presence.inside[fence_id]
         stay.last_inside_ms = fix.ts
         if not stay.dwelled and fix.ts - stay.entered_ms >= index.by_id[fence_id].dwell_s * 1000:
             stay.dwelled = True
-            transitions.append(_transition("dwell", fence_id, fix, accuracy_m, index))
+            confidence = _confidence(fence_id, evidence, fix, accuracy_m, index)
+            transitions.append(Transition("dwell", index.by_id[fence_id], fix.ts, confidence))
     for fence_id in sorted(entered):
         presence.inside[fence_id] = Stay(entered_ms=fix.ts, last_inside_ms=fix.ts)
+        confidence = _confidence(fence_id, evidence, fix, accuracy_m, index)
+        transitions.append(Transition("enter", index.by_id[fence_id], fix.ts, confidence))
     return sorted(transitions, key=lambda transition: _place_in_order(transition, index))
+
+
+def _around(fences: Set[FenceId], index: FenceIndex) -> set[FenceId]:
+    return {above.fence_id for fence_id in fences for above in index.ancestors(fence_id)}
 
 
 def _has_left(index: FenceIndex, fence_id: FenceId, fix: Location, accuracy_m: float) -> bool:
@@ -89,11 +98,12 @@ def _has_left(index: FenceIndex, fence_id: FenceId, fix: Location, accuracy_m: f
     return index.distance_m(fence_id, fix.lat, fix.lng) > needed_m
 
 
-def _transition(
-    kind: Literal["enter", "dwell", "exit"], fence_id: FenceId, fix: Location, accuracy_m: float, index: FenceIndex
-) -> Transition:
-    inside = index.probability(fence_id, fix.lat, fix.lng, accuracy_m)
-    return Transition(kind, index.by_id[fence_id], fix.ts, 1.0 - inside if kind == "exit" else inside)
+def _confidence(
+    fence_id: FenceId, evidence: Set[FenceId], fix: Location, accuracy_m: float, index: FenceIndex
+) -> float:
+    """The probability of being in the fence, or in one inside it that the fix is evidence for, if that is larger."""
+    within = [other for other in evidence if any(above.id == fence_id for above in index.ancestors(other))]
+    return max(index.probability(one, fix.lat, fix.lng, accuracy_m) for one in (fence_id, *within))
 
 
 def _removed(fence_id: FenceId) -> Fence:

@@ -18,7 +18,6 @@ from models.features import FEATURES, FEATURES_HASH
 from models.manifest import MODEL_FILE, Manifest, read
 from nearcast.errors import ConfigurationError
 
-
 #: Batches are filled up to a multiple of this many rows. onnxruntime multiplies a single row with another kernel than
 #: several, which rounds differently; a whole block never takes that path, nor one for left-over rows.
 _BLOCK_ROWS = 16

@@ -35,8 +35,8 @@ class Decayed(msgspec.Struct, array_like=True):
             self.value += amount * math.exp2((at_ms - self.at_ms) / HALF_LIFE_MS)
 
     def at(self, now_ms: int) -> float:
-        """The sum as it stands at `now_ms`."""
-        return self.value * math.exp2((self.at_ms - now_ms) / HALF_LIFE_MS) if self.value else 0.0
+        """The sum as it stands at `now_ms`; before its last change it counts as it was then."""
+        return self.value * math.exp2(min(0, self.at_ms - now_ms) / HALF_LIFE_MS)
 
 
 class CartItem(msgspec.Struct, array_like=True):

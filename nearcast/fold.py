@@ -47,17 +47,18 @@ from nearcast.world import Trigger
 
 CART_TIMER = "cart_abandoned"
 
-#: Receipts may overtake each other; a message only ever moves forward along this order.
+#: Receipts may overtake each other; a message moves forward along this order. A channel that failed says little: the
+#: next one may still bring the message, so "failed" stands first, and only the channel that sent it can undo "sent".
 _STATUS_ORDER: dict[DeliveryStatus | None, int] = {
     None: 0,
-    "sent": 1,
-    "failed": 2,
-    "suppressed": 2,
-    "delivered": 3,
-    "recalled": 3,
-    "opened": 4,
-    "applied": 5,
-    "redeemed": 6,
+    "failed": 1,
+    "sent": 2,
+    "suppressed": 3,
+    "delivered": 4,
+    "recalled": 4,
+    "opened": 5,
+    "applied": 6,
+    "redeemed": 7,
 }
 _MOMENT_OF_ACTION: dict[str, Trigger] = {
     "app_open": "app_open",
@@ -242,7 +243,8 @@ def _fold_profile(customer: Customer, event: Profile) -> None:
 def _fold_receipt(customer: Customer, event: Receipt) -> None:
     for sent in customer.messages:
         if sent.message == event.message:
-            if _STATUS_ORDER[event.status] > _STATUS_ORDER[sent.status]:
+            undone = event.status == "failed" and sent.status == "sent" and sent.channel == event.channel
+            if undone or _STATUS_ORDER[event.status] > _STATUS_ORDER[sent.status]:
                 if event.status == "redeemed":
                     customer.redemptions += 1
                 sent.status = event.status

@@ -6,8 +6,9 @@ form, so nesting is bounded and anchors, aliases and custom tags are refused: a 
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import yaml
 
@@ -18,7 +19,7 @@ _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
-class UnreadableError(ValueError):
+class UnreadableError(Exception):
     """The text is not YAML or JSON that we accept. `line` counts from 1."""
 
     def __init__(self, line: int, detail: str) -> None:
@@ -32,11 +33,13 @@ class Document:
     """A text's value (mappings, lists and scalars), and where everything in it stands."""
 
     value: object
-    root: yaml.Node | None
+    #: Whether a mapping somewhere has a key twice.
+    repeats: bool
+    _trace: Callable[[], yaml.Node | None]
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line of the thing at `path`, or of the nearest thing around it that there is; counts from 1."""
-        node, line = self.root, 1
+        node, line = self._root, 1
         for part in path:
             found = _member(node, part)
             if found is None:
@@ -46,27 +49,47 @@ class Document:
 
     def repeated_keys(self) -> Iterator[tuple[int, str]]:
         """Line and name of every key that its mapping already has; YAML and JSON would silently keep the last."""
-        return _repeated_keys(self.root)
+        if self.repeats:
+            yield from _repeated_keys(self._root)
+
+    @cached_property
+    def _root(self) -> yaml.Node | None:
+        return self._trace()
 
 
 def read_document(text: str) -> Document:
     """Raises `UnreadableError`."""
+    repeats = False
+
+    def mapping(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        nonlocal repeats
+        fields = dict(pairs)
+        repeats |= len(fields) < len(pairs)
+        return fields
+
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=mapping)
     except ValueError:
         return _read_yaml(text)
     except RecursionError:
         raise UnreadableError(1, f"nested deeper than {MAX_DEPTH} levels") from None
-    # A tab can stand between JSON tokens but not between all YAML ones; raw ones inside strings are not JSON.
-    return Document(value, _read_yaml(_SURROGATE.sub(r"\\u003f", text.replace("\t", " "))).root)
+    return Document(value, repeats, partial(_trace_json, text))
+
+
+def _trace_json(text: str) -> yaml.Node | None:
+    """The nodes of a JSON text; only made when a line is asked for, as that takes far longer than reading it."""
+    try:
+        # A tab can stand between JSON tokens but not between all YAML ones; raw ones inside strings are not JSON.
+        return _compose(_SURROGATE.sub(r"\\u003f", text.replace("\t", " ")))[0]
+    except (UnreadableError, yaml.YAMLError):
+        # Valid JSON that YAML can't read (a raw DEL character, say): everything is in line 1.
+        return None
 
 
 def _read_yaml(text: str) -> Document:
     try:
-        _refuse_what_expands(text)
-        loader = _Loader(text)
-        root: yaml.Node | None = loader.get_single_node()
-        return Document(loader.construct_document(root) if root is not None else None, root)
+        root, value = _compose(text)
+        return Document(value, any(_repeated_keys(root)), lambda: root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UnreadableError(mark.line + 1 if mark else 1, error.problem or str(error)) from None
@@ -76,6 +99,13 @@ def _read_yaml(text: str) -> Document:
     except (yaml.YAMLError, ValueError) as error:
         # ValueError: a scalar that looks like a date or number and is none ("2025-13-45").
         raise UnreadableError(1, str(error)) from None
+
+
+def _compose(text: str) -> tuple[yaml.Node | None, object]:
+    _refuse_what_expands(text)
+    loader = _Loader(text)
+    root: yaml.Node | None = loader.get_single_node()
+    return root, loader.construct_document(root) if root is not None else None
 
 
 def _shown(character: int | str | bytes) -> str:

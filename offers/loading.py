@@ -101,18 +101,26 @@ class _Reader:
             self._note(self._document.line([name]), (name,), "must be a list")
             return []
         entries: list[Entry] = []
-        lines: dict[str, int] = {}
+        places: dict[str, int] = {}
         for index, value in enumerate(raw):
             try:
                 entry = msgspec.convert(value, kind)
+                # What can't be written as JSON could be accepted here and break whoever stores it.
+                msgspec.json.encode(entry)
             except msgspec.ValidationError as error:
                 self._explain((name, index), value, kind, str(error))
                 continue
-            key, line = key_of(entry), self._document.line((name, index))
-            if key in lines:
-                self._note(line, (name, index), f"{key!r} is already defined in line {lines[key]}")
+            except UnicodeEncodeError:
+                place = (name, index)
+                self._note(self._document.line(place), place, "has half a character in it (a lone surrogate)")
                 continue
-            lines[key] = line
+            key = key_of(entry)
+            if key in places:
+                first = self._document.line((name, places[key]))
+                line = self._document.line((name, index))
+                self._note(line, (name, index), f"{key!r} is already defined in line {first}")
+                continue
+            places[key] = index
             entries.append(entry)
         return entries
 

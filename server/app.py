@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -89,6 +89,15 @@ class Core:
         return self.settings.public_url.rstrip("/") or f"http://{self.settings.api_host}:{self.settings.api_port}"
 
 
+@dataclass(frozen=True)
+class Root:
+    """A long-running part. `halt` asks it to end in order; without it, it is cancelled."""
+
+    name: str
+    work: Coroutine[None, None, None]
+    halt: Callable[[], Awaitable[None]] | None = None
+
+
 async def serve(settings: Settings, ready: Callable[[str], None] = lambda _: None) -> None:
     """Run the configured roles until SIGTERM or SIGINT. `ready` is called with a sentence once everything answers."""
     stop = asyncio.Event()
@@ -97,23 +106,27 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda _: Non
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings))
-        roots: dict[str, Awaitable[None]] = {"world": core.world.run()}
         desk = _desk(core)
+        roots = [Root("world", core.world.run())]
         if "engine" in settings.roles:
-            roots |= await _start_engine(core, stack)
+            roots += await _engine(core, stack)
         if "dispatcher" in settings.roles:
-            roots |= _start_dispatcher(core, stack)
-        if "gateway" in settings.roles:
-            await _start_gateway(core, desk, stack)
-        if "api" in settings.roles:
-            await _start_api(core, desk, stack)
+            roots.append(_dispatcher(core, stack))
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_rooted(name, work), name=name) for name, work in roots.items()]
-            ready(_greeting(core))
-            await stop.wait()
-            logger.info("stopping")
-            for task in tasks:
-                task.cancel()
+            tasks = {root.name: group.create_task(_rooted(root, stop), name=root.name) for root in roots}
+            async with AsyncExitStack() as doors:
+                if "gateway" in settings.roles:
+                    await _open_gateway(core, desk, doors)
+                if "api" in settings.roles:
+                    await _open_api(core, desk, doors)
+                ready(_greeting(core))
+                await stop.wait()
+                logger.info("stopping: no new work")
+            for root in roots:
+                if root.halt is None:
+                    tasks[root.name].cancel()
+                else:
+                    await root.halt()
 
 
 @asynccontextmanager
@@ -135,7 +148,9 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         log = _log(settings, redis_url)
         await log.start()
         stack.push_async_callback(log.stop)
-        node = f"{socket.gethostname()}-{os.getpid()}"
+        # The owner of a data directory is alone with its store, so after a crash it may take up its old name, and with
+        # it what it had begun. Processes that share a store need names of their own.
+        node = f"{socket.gethostname()}-{os.getpid()}" if settings.redis_url else "embedded"
         world = WorldStore(redis)
         await world.refresh()
         for file in settings.world_files:
@@ -197,7 +212,7 @@ def _desk(core: Core) -> Desk:
     )
 
 
-async def _start_engine(core: Core, stack: AsyncExitStack) -> dict[str, Awaitable[None]]:
+async def _engine(core: Core, stack: AsyncExitStack) -> list[Root]:
     settings = core.settings
     model = settings.model_dir or Path(str(resources.files("models").joinpath("artifacts", "redeem")))
     consumer = core.log.consumer(ENGINE_GROUP, topics.CUSTOMER_TOPICS)
@@ -219,10 +234,10 @@ async def _start_engine(core: Core, stack: AsyncExitStack) -> dict[str, Awaitabl
     )
     timers = TimerPump(core.state, core.intake, lambda: engine.partitions, core.clock)
     feed = CatalogueFeed(feed_consumer, core.world, core.redis)
-    return {"engine": engine.run(), "timers": timers.run(), "catalogue feed": feed.run()}
+    return [Root("engine", engine.run()), Root("timers", timers.run()), Root("catalogue feed", feed.run())]
 
 
-def _start_dispatcher(core: Core, stack: AsyncExitStack) -> dict[str, Awaitable[None]]:
+def _dispatcher(core: Core, stack: AsyncExitStack) -> Root:
     desk = DeliveryDesk(
         redis=core.redis,
         state=core.state,
@@ -235,16 +250,16 @@ def _start_dispatcher(core: Core, stack: AsyncExitStack) -> dict[str, Awaitable[
         public_url=core.public_url,
         clock=core.clock,
     )
-    # A reader that waits needs a connection of its own.
-    redis = client_of(core.redis_url)
-    stack.push_async_callback(redis.aclose)
     channels = _channels(core)
     for channel in channels:
         stack.push_async_callback(channel.close)
+    # A reader that waits needs a connection of its own.
+    redis = client_of(core.redis_url)
+    stack.push_async_callback(redis.aclose)
     outbox = ValkeyOutbox(redis, range(core.settings.partitions), core.node)
+    stack.push_async_callback(outbox.close)
     dispatcher = Dispatcher(outbox, desk, channels, core.clock)
-    stack.push_async_callback(dispatcher.stop)
-    return {"dispatcher": dispatcher.run()}
+    return Root("dispatcher", dispatcher.run(), dispatcher.stop)
 
 
 def _channels(core: Core) -> list[Channel]:
@@ -286,7 +301,7 @@ def _channels(core: Core) -> list[Channel]:
     return channels
 
 
-async def _start_gateway(core: Core, desk: Desk, stack: AsyncExitStack) -> None:
+async def _open_gateway(core: Core, desk: Desk, doors: AsyncExitStack) -> None:
     settings = core.settings
     gateway = Gateway(
         GatewaySettings(
@@ -298,10 +313,10 @@ async def _start_gateway(core: Core, desk: Desk, stack: AsyncExitStack) -> None:
         core.clock,
     )
     await gateway.start()
-    stack.push_async_callback(gateway.stop)
+    doors.push_async_callback(gateway.stop)
 
 
-async def _start_api(core: Core, desk: Desk, stack: AsyncExitStack) -> None:
+async def _open_api(core: Core, desk: Desk, doors: AsyncExitStack) -> None:
     settings = core.settings
     server = uvicorn.Server(
         uvicorn.Config(
@@ -321,7 +336,7 @@ async def _start_api(core: Core, desk: Desk, stack: AsyncExitStack) -> None:
         server.should_exit = True
         await task
 
-    stack.push_async_callback(shut)
+    doors.push_async_callback(shut)
     while not server.started:
         if task.done():
             await task
@@ -329,17 +344,16 @@ async def _start_api(core: Core, desk: Desk, stack: AsyncExitStack) -> None:
         await asyncio.sleep(0.01)
 
 
-async def _rooted(name: str, work: Awaitable[None]) -> None:
-    """A root task runs until it is cancelled; anything else is the end of the process, with the reason logged."""
+async def _rooted(root: Root, stop: asyncio.Event) -> None:
+    """A root runs until it is told to end; anything else is the end of the process, with the reason logged."""
     try:
-        await work
-    except asyncio.CancelledError:
-        raise
+        await root.work
     except Exception:
-        metrics.TASK_FAILURES.labels(name).inc()
-        logger.exception("%s failed; the process stops", name)
+        metrics.TASK_FAILURES.labels(root.name).inc()
+        logger.exception("%s failed; the process stops", root.name)
         raise
-    raise RuntimeError(f"{name} ended by itself")
+    if not stop.is_set():
+        raise RuntimeError(f"{root.name} ended by itself")
 
 
 def _greeting(core: Core) -> str:

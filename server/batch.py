@@ -4,13 +4,14 @@ Holds state, decides nothing. Customers are changed in place; if the batch can't
 away and reads them again.
 """
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
-from geofence.tracker import track
 
-from nearcast import fold, metrics
+from geofence.tracker import track
+from nearcast import fold, metrics, topics
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
 from nearcast.errors import InputError
@@ -31,6 +32,18 @@ class Item(msgspec.Struct):
     event: AnyEvent
     customer: CustomerId
     inside: Sequence[Fence] = ()
+
+
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """Records of several topics in one order: by arrival, and what changes a customer before where they are.
+
+    The order within a topic and partition is kept whatever its timestamps say. Between topics the log promises none;
+    this makes the one that people expect likely ("put into the cart, then walked past").
+    """
+    places: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        places.setdefault((record.topic, record.partition), []).append(record)
+    return list(heapq.merge(*places.values(), key=lambda record: (record.arrived_ms, record.topic == topics.LOCATIONS)))
 
 
 class PoisonError(Exception):

@@ -82,7 +82,7 @@ class CatalogueFeed:
         await self._put(waiting)
         with reaching_store():
             for partition, after in offsets.items():
-                fields: dict[FieldT, EncodableT] = {**after}
+                fields: dict[FieldT, EncodableT] = dict(after.items())
                 await self._redis.hset(keys.catalogue_offsets(partition), mapping=fields)
         for partition, after in offsets.items():
             await self._consumer.progress(partition, after)

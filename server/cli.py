@@ -92,7 +92,7 @@ def train(out: Path, seed: int) -> None:
             bar.update(max(0, round(fraction * 1_000) - bar.pos))
 
         report = _guarded(lambda: run(out, seed=seed, progress=progress))
-    click.echo(report)
+    click.echo(report.summary())
 
 
 @main.group()

@@ -125,7 +125,7 @@ async def append_receipt(
     await intake.append(
         [
             Receipt(
-                id=derived_event_id("receipt", message, status, channel or ""),
+                id=derived_event_id("receipt", message, status, channel or "", reason),
                 uid=None if anonymous else customer,
                 anonymous_id=customer.removeprefix(ANONYMOUS_PREFIX) if anonymous else None,
                 message=message,

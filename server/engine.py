@@ -28,7 +28,7 @@ from offers.candidates import candidates, stock_wanted
 from offers.decide import decide, screen
 from offers.messages import message_of
 from offers.policy import Policy
-from server.batch import Batch, Item, PoisonError
+from server.batch import Batch, Item, PoisonError, in_order
 from server.log.base import LogConsumer, Record
 from server.state import Known, StateStore
 from server.world import WorldStore
@@ -92,7 +92,7 @@ class Engine:
 
     async def process(self, records: Sequence[Record]) -> None:
         """Work one batch off, from records to commit."""
-        records = [record for record in records if record.partition in self._epochs]
+        records = in_order(record for record in records if record.partition in self._epochs)
         poisoned: dict[tuple[str, int, str], str] = {}
         while True:
             try:

@@ -78,16 +78,12 @@ class ValkeyOutbox:
 
     async def read(self, max_entries: int, wait_ms: int) -> list[Pending]:
         async with _as_unavailable():
-            if not self._grouped:
-                await self._make_groups()
-            if self._clock.monotonic_s() >= self._next_upkeep_s:
-                await self._keep_held()
-                await self._claim_abandoned(max_entries)
-                self._next_upkeep_s = self._clock.monotonic_s() + self._upkeep_s
-            if max_entries and not self._ready:
-                await self._read_again(max_entries)
-            if max_entries and not self._ready:
-                await self._read_new(max_entries, wait_ms)
+            try:
+                await self._fill(max_entries, wait_ms)
+            except ResponseError as error:
+                # A store that came back without its data; the groups are made again the next time.
+                self._grouped = self._grouped and "NOGROUP" not in str(error)
+                raise
         return [self._ready.popleft() for _ in range(min(max_entries, len(self._ready)))]
 
     async def done(self, pendings: Sequence[Pending]) -> None:
@@ -104,6 +100,18 @@ class ValkeyOutbox:
     async def close(self) -> None:
         """Give the reading connection back. Entries taken and not done come back to this or another dispatcher."""
         await self._reader.aclose()
+
+    async def _fill(self, max_entries: int, wait_ms: int) -> None:
+        if not self._grouped:
+            await self._make_groups()
+        if self._clock.monotonic_s() >= self._next_upkeep_s:
+            await self._keep_held()
+            await self._claim_abandoned(max_entries)
+            self._next_upkeep_s = self._clock.monotonic_s() + self._upkeep_s
+        if max_entries and not self._ready:
+            await self._read_again(max_entries)
+        if max_entries and not self._ready:
+            await self._read_new(max_entries, wait_ms)
 
     async def _make_groups(self) -> None:
         for stream in self._streams:
@@ -135,15 +143,8 @@ class ValkeyOutbox:
     ) -> list[tuple[str, list[tuple[bytes, Fields | None]]]]:
         # COUNT is per stream; what is too much stays in `_ready` for the next call.
         count = max(1, max_entries // len(after))
-        try:
-            streams: dict[KeyT, StreamIdT] = {name: after[name] for name in after}
-            answer = await self._reader.xreadgroup(GROUP, self._consumer, streams, count=count, block=wait_ms)
-        except ResponseError as error:
-            if str(error).startswith("NOGROUP"):
-                # The store came back without its data.
-                self._grouped = False
-                raise Unavailable("the outbox's consumer group is gone; it will be made again") from error
-            raise
+        streams: dict[KeyT, StreamIdT] = {name: after[name] for name in after}
+        answer = await self._reader.xreadgroup(GROUP, self._consumer, streams, count=count, block=wait_ms)
         # redis-py's declared type covers every protocol and decoding; this is the one we ask for.
         found = cast("list[tuple[bytes, list[tuple[bytes, Fields | None]]]]", answer or [])
         return [(stream.decode(), entries) for stream, entries in found]

@@ -14,9 +14,10 @@ from nearcast.events import Consent, ConsentScope, Profile
 
 PHONES = 3
 _NAMES = (
-    "Anna", "Jonas", "Miriam", "Elif", "Lukas", "Sofia", "David", "Marie", "Felix", "Nora", "Paul", "Lena", "Emil", "Clara",
-    "Milan", "Ida", "Noah", "Eva", "Simon", "Laura", "Tobias", "Hannah", "Ivan", "Amira", "Georg", "Helene", "Samuel", "Vera",
-    "Oskar", "Livia", "Mateo", "Greta", "Viktor", "Alma", "Adam", "Rosa", "Konrad", "Zoe", "Leo", "Martha",
+    "Anna", "Jonas", "Miriam", "Elif", "Lukas", "Sofia", "David", "Marie", "Felix", "Nora", "Paul", "Lena", "Emil",
+    "Clara", "Milan", "Ida", "Noah", "Eva", "Simon", "Laura", "Tobias", "Hannah", "Ivan", "Amira", "Georg", "Helene",
+    "Samuel", "Vera", "Oskar", "Livia", "Mateo", "Greta", "Viktor", "Alma", "Adam", "Rosa", "Konrad", "Zoe", "Leo",
+    "Ada",
 )  # fmt: skip
 Reach = Literal["app", "app closed", "sms", "email", "opted out"]
 
@@ -66,7 +67,11 @@ def people(households: Sequence[Household], seed: int) -> list[Person]:
     names = list(_NAMES)
     cast = []
     for index, household in enumerate(households):
-        name = names[index % len(names)] if index < len(names) else f"{names[index % len(names)]} {index // len(names) + 1}"
+        name = (
+            names[index % len(names)]
+            if index < len(names)
+            else f"{names[index % len(names)]} {index // len(names) + 1}"
+        )
         cast.append(
             Person(
                 uid=household.uid,

@@ -30,16 +30,17 @@ def free_ports(count: int) -> list[int]:
 class Child:
     """The server process. The same instance can be started again after a stop or a kill: same data, ports, secrets."""
 
-    def __init__(self, folder: Path, api_port: int | None, sms_url: str, smtp_port: int) -> None:
+    def __init__(self, folder: Path, api_port: int | None, sms: tuple[str, str, str], smtp_port: int) -> None:
+        """`sms` is the SMS provider's URL, account and auth token."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.sms_account, self.sms_auth_token = "AC" + secrets.token_hex(16), secrets.token_urlsafe(24)
         self._folder = folder
         spare, self.gateway_port = free_ports(2)
         self.api_port = spare if api_port is None else api_port
-        self._sms_url, self._smtp_port = sms_url, smtp_port
+        self._sms, self._smtp_port = sms, smtp_port
         self._keys = {role: secrets.token_urlsafe(24) for role in ("intake", "pos", "admin", "staff")}
         self._token_secret = secrets.token_urlsafe(48)
         self._process: asyncio.subprocess.Process | None = None
+        self._started = asyncio.Event()
 
     @property
     def api_url(self) -> str:
@@ -61,15 +62,20 @@ class Child:
     async def start(self) -> None:
         with (self._folder / "nearcast.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "server.cli", "serve",
+                Path(sys.executable).with_name("nearcast"), "serve",
                 env=self._environment(), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 # Ctrl-C is for the driver, which then stops the child in order.
                 start_new_session=True,
             )  # fmt: skip
+        self._started.set()
 
-    async def wait(self) -> int:
-        """Until the process ends; its exit code."""
-        return await self._running().wait()
+    async def ended(self) -> int:
+        """Until the process ends by itself; its exit code. A `kill` that is followed by a `start` doesn't count."""
+        while True:
+            code = await self._running().wait()
+            if self._started.is_set():
+                return code
+            await self._started.wait()
 
     @property
     def pid(self) -> int:
@@ -78,6 +84,7 @@ class Child:
     async def kill(self) -> None:
         """SIGKILL, as a power cut would."""
         process = self._running()
+        self._started.clear()
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
@@ -86,6 +93,7 @@ class Child:
         """SIGTERM, and SIGKILL if that takes too long."""
         if self._process is None or self._process.returncode is not None:
             return
+        self._started.clear()
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -109,6 +117,7 @@ class Child:
 
     def _environment(self) -> dict[str, str]:
         # The caller's own NEARCAST_ settings must not reach into the demo.
+        sms_url, sms_account, sms_auth_token = self._sms
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("NEARCAST_")}
         return inherited | {
             "NEARCAST_DATA_DIR": str(self._folder),
@@ -121,9 +130,9 @@ class Child:
             "NEARCAST_QUIET_HOURS": "",
             "NEARCAST_API_KEYS": json.dumps(self._keys),
             "NEARCAST_TOKEN_SECRET": self._token_secret,
-            "NEARCAST_SMS_URL": self._sms_url,
-            "NEARCAST_SMS_ACCOUNT": self.sms_account,
-            "NEARCAST_SMS_AUTH_TOKEN": self.sms_auth_token,
+            "NEARCAST_SMS_URL": sms_url,
+            "NEARCAST_SMS_ACCOUNT": sms_account,
+            "NEARCAST_SMS_AUTH_TOKEN": sms_auth_token,
             "NEARCAST_SMS_FROM": "+43660550000",
             "NEARCAST_SMTP_HOST": "127.0.0.1",
             "NEARCAST_SMTP_PORT": str(self._smtp_port),

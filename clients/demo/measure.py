@@ -65,14 +65,14 @@ class Measure:
         self.errors: Counter[str] = Counter()
         self.duplicates: Counter[str] = Counter()
         self.server = ServerCounters()
-        self._handed: dict[str, float] = {}
+        self._handed: dict[str, tuple[float, str]] = {}
         self._order: deque[str] = deque()
         self._latencies_ms: list[float] = []
         self._received: set[tuple[str, str]] = set()
 
-    def handed_over(self, event: str) -> None:
-        """The event is about to be given to nearcast for the first time."""
-        self._handed[event] = time.monotonic()
+    def handed_over(self, event: str, customer: str) -> None:
+        """The customer's event is about to be given to nearcast for the first time."""
+        self._handed[event] = time.monotonic(), customer
         self._order.append(event)
         if len(self._order) > _KEPT_EVENTS:
             self._handed.pop(self._order.popleft(), None)
@@ -87,8 +87,13 @@ class Measure:
         self.websocket.sent += 1
         handed = self._handed.get(event)
         if handed is not None:
-            self._latencies_ms.append((time.monotonic() - handed) * 1000)
+            self._latencies_ms.append((time.monotonic() - handed[0]) * 1000)
         return True
+
+    def customer_of(self, event: str) -> str | None:
+        """Whose event that was: an alert to staff doesn't say."""
+        handed = self._handed.get(event)
+        return handed[1] if handed is not None else None
 
     def percentiles_ms(self) -> dict[str, float | None]:
         """Nearest rank; None as long as there is nothing to rank."""

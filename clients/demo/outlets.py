@@ -13,7 +13,7 @@ from clients.demo.measure import Measure
 from clients.demo.patience import insist
 from clients.device import Device, Refused
 from nearcast.errors import Unavailable
-from nearcast.events import IntakeEvent, Purchase
+from nearcast.events import IntakeEvent
 
 _MAX_WAITING = 2_000
 _MAX_BATCH = 500
@@ -22,16 +22,16 @@ _MAX_BATCH = 500
 class Outlets:
     """One queue and one task per connected shopper, and one of each for all who use HTTP."""
 
-    def __init__(self, http: Nearcast, devices: Mapping[str, Device], measure: Measure, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, http: Nearcast, devices: Mapping[str, Device], measure: Measure, tasks: asyncio.TaskGroup
+    ) -> None:
         self._http = http
         self._measure = measure
         self._shared: asyncio.Queue[IntakeEvent] = asyncio.Queue(_MAX_WAITING)
         self._own: dict[str, asyncio.Queue[IntakeEvent]] = {uid: asyncio.Queue(_MAX_WAITING) for uid in devices}
-        self._tasks = [
+        for uid, device in devices.items():
             tasks.create_task(self._by_device(device, self._own[uid]), name=f"events of {uid}")
-            for uid, device in devices.items()
-        ]
-        self._tasks.append(tasks.create_task(self._by_http(), name="events by http"))
+        tasks.create_task(self._by_http(), name="events by http")
 
     def put(self, event: IntakeEvent) -> None:
         """Queue an event that just happened. A full queue counts as an error: the run is behind by minutes then."""
@@ -49,16 +49,12 @@ class Outlets:
     def waiting(self) -> int:
         return self._shared.qsize() + sum(queue.qsize() for queue in self._own.values())
 
-    def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-
     async def _by_device(self, device: Device, queue: asyncio.Queue[IntakeEvent]) -> None:
         while True:
             event = await queue.get()
-            self._measure.handed_over(event.event_id)
+            self._measure.handed_over(event.event_id, event.customer)
             try:
-                await insist(lambda event=event: device.event(event))
+                await insist(device.event, event)
             except Refused as refusal:
                 self._measure.errors[f"event_{refusal.reason}"] += 1
             except Unavailable:
@@ -75,9 +71,9 @@ class Outlets:
 
     async def _post(self, batch: list[IntakeEvent]) -> None:
         for event in batch:
-            self._measure.handed_over(event.event_id)
+            self._measure.handed_over(event.event_id, event.customer)
         try:
-            receipt = await insist(lambda: self._http.events(batch))
+            receipt = await insist(self._http.events, batch)
         except Refused as refusal:
             self._measure.errors[f"batch_{refusal.reason}"] += 1
         except Unavailable:
@@ -86,15 +82,3 @@ class Outlets:
             self._measure.events_in += receipt.accepted
             for rejected in receipt.rejected:
                 self._measure.errors[f"event_{rejected.reason}"] += 1
-
-
-async def hand_over_history(http: Nearcast, batches: list[list[Purchase]], measure: Measure) -> int:
-    """The past, batch after batch; how many events were accepted."""
-    accepted = 0
-    for batch in batches:
-        receipt = await insist(lambda batch=batch: http.events(batch))
-        accepted += receipt.accepted
-        for rejected in receipt.rejected:
-            measure.errors[f"event_{rejected.reason}"] += 1
-    measure.events_in += accepted
-    return accepted

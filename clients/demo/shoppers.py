@@ -28,7 +28,7 @@ Tell = Callable[[str, str], None]
 
 
 class Habits(NamedTuple):
-    """How quick people are, in seconds from ... to. `hands_off` are customers whose phones a visitor of the page plays."""
+    """How quick people are, in seconds from ... to. A visitor of the page plays `hands_off`."""
 
     seed: int
     open_s: tuple[float, float] = (0.8, 2.5)
@@ -94,7 +94,7 @@ class Hands:
 
     async def _acknowledge(self, device: Device, push: Push) -> None:
         try:
-            await insist(lambda: device.ack(push))
+            await insist(device.ack, push)
         except Refused as refusal:
             self._measure.errors[f"ack_{refusal.reason}"] += 1
         except Unavailable:
@@ -108,12 +108,12 @@ class Hands:
             return
         await asyncio.sleep(rng.uniform(*self._habits.open_s))
         try:
-            await insist(lambda: device.open(push))
+            await insist(device.open, push)
             self._measure.websocket.opened += 1
             if rng.random() > _APPLIES:
                 return
             await asyncio.sleep(rng.uniform(*self._habits.apply_s))
-            coupon = await insist(lambda: device.apply(push))
+            coupon = await insist(device.apply, push)
         except Refused as refusal:
             self._measure.errors[f"open_or_apply_{refusal.reason}"] += 1
         except Unavailable:
@@ -126,7 +126,7 @@ class Hands:
         rng = random.Random(f"{self._habits.seed}:{push.event}")
         await asyncio.sleep(rng.uniform(*self._habits.claim_s))
         try:
-            claim = await insist(lambda: device.claim(push))
+            claim = await insist(device.claim, push)
         except Refused as refusal:
             self._measure.errors[f"claim_{refusal.reason}"] += 1
         except Unavailable:
@@ -144,14 +144,14 @@ class Hands:
             return
         await asyncio.sleep(rng.uniform(*self._habits.open_s))
         try:
-            page = await insist(lambda: self._fetch("GET", link))
+            page = await insist(self._fetch, "GET", link)
             if page is None:
                 return
             channel.opened += 1
             if rng.random() > _APPLIES:
                 return
             await asyncio.sleep(rng.uniform(*self._habits.apply_s))
-            page = await insist(lambda: self._fetch("POST", link))
+            page = await insist(self._fetch, "POST", link)
         except Unavailable:
             self._measure.errors["page_unavailable"] += 1
             return

@@ -115,7 +115,7 @@ def _handler(box: SmsBox) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
         timeout = 30
 
-        def do_POST(self) -> None:  # noqa: N802  (the base class's name)
+        def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
             if length > MAX_BODY_BYTES:
                 self.close_connection = True

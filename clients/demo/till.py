@@ -3,9 +3,9 @@
 from collections.abc import Awaitable, Callable
 
 from clients.client import Nearcast
-from clients.device import Refused
 from clients.demo.measure import Measure
 from clients.demo.patience import insist
+from clients.device import Refused
 from nearcast.events import IntakeEvent, Purchase
 
 
@@ -29,11 +29,8 @@ class Till:
         taken = 0
         for code in self._codes.pop(purchase.customer, []):
             try:
-                await insist(
-                    lambda code=code: self._pos.redeem(
-                        code, store=purchase.store or "", redemption_id=f"{purchase.event_id}/{code}"
-                    )
-                )
+                redemption = f"{purchase.event_id}/{code}"
+                await insist(self._pos.redeem, code, store=purchase.store or "", redemption_id=redemption)
             except Refused as refusal:
                 self._measure.errors[f"redeem_{refusal.reason}"] += 1
             else:

@@ -42,7 +42,7 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(demo.router)
         demo.mount_page(app, services)
     problems.install(app)
-    app.openapi_schema = description.describe(app)
+    app.state.openapi = description.describe(app)
     big = {"/v1/catalogue": services.limits.catalogue_bytes, "/v1/demo/scene": services.limits.catalogue_bytes}
     app.add_middleware(Boundary, clock=services.clock, limit=MAX_BODY_BYTES, limits=big)
     return app

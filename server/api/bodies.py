@@ -40,7 +40,14 @@ def answer(body: object, status: int = 200) -> Response:
 
 def accepts(kind: object, examples: Mapping[str, object]) -> Json:
     """OpenAPI for a route's JSON body: its schema and examples by name, each of which must decode as `kind`."""
-    (schema,), components = msgspec.json.schema_components([kind], ref_template=_REF)
+    (schema,), components = msgspec.json.schema_components([kind], schema_hook=_any_value, ref_template=_REF)
     shown = {name: {"value": msgspec.to_builtins(example)} for name, example in examples.items()}
     content = {"application/json": {"schema": schema, "examples": shown}}
     return {"requestBody": {"required": True, "content": content}, "x-components": components}
+
+
+def _any_value(kind: type) -> Json:
+    """`object` stands for JSON that is passed on unseen."""
+    if kind is not object:
+        raise NotImplementedError
+    return {"description": "Any JSON."}

@@ -22,9 +22,10 @@ from nearcast.world import (
     What,
     Words,
 )
+from offers.worldfile import WorldFile
 from server.api.auth import Allow, Behind
 from server.api.bodies import accepts, answer, checked_id, read
-from server.api.services import WorldDocument, WorldKind
+from server.api.services import WorldKind
 
 router = APIRouter(tags=["catalogue"])
 
@@ -36,7 +37,7 @@ _KIND: dict[Collection, WorldKind] = {
     "promotions": "promotion",
 }
 _STOCK = Stock(store="graben", sku="4711", quantity=12)
-_EXAMPLE = WorldDocument(
+_EXAMPLE = WorldFile(
     stores=[Store(id="graben", name="Graben", lat=48.2086, lng=16.3700, time_zone="Europe/Vienna")],
     fences=[Fence(id="graben-door", store="graben", kind="store", geometry=Circle((16.3700, 48.2086), 40.0))],
     products=[
@@ -75,11 +76,11 @@ class WorldVersion(msgspec.Struct, frozen=True):
 @router.put(
     "/v1/catalogue",
     dependencies=[Depends(Allow("admin"))],
-    openapi_extra=accepts(WorldDocument, {"small shop": _EXAMPLE}),
+    openapi_extra=accepts(WorldFile, {"small shop": _EXAMPLE}),
 )
 async def put_catalogue(request: Request, services: Behind) -> Response:
     """Put stores, fences, products, promotions and stock."""
-    return answer(WorldVersion(await services.put_world(await read(request, WorldDocument))))
+    return answer(WorldVersion(await services.put_world(await read(request, WorldFile))))
 
 
 @router.get("/v1/catalogue/{collection}", dependencies=[Depends(Allow("admin"))])
@@ -101,4 +102,4 @@ async def delete_item(collection: Collection, item_id: str, services: Behind) ->
 )
 async def put_stock(request: Request, services: Behind) -> Response:
     """Set how many pieces of products stores have."""
-    return answer(WorldVersion(await services.put_world(WorldDocument(stock=await read(request, list[Stock])))))
+    return answer(WorldVersion(await services.put_world(WorldFile(stock=await read(request, list[Stock])))))

@@ -32,6 +32,7 @@ class Scene(msgspec.Struct):
 
     phones: list["Phone"] = []
     staff: "Tablet | None" = None
+    live: Json | None = None
 
 
 class Phone(msgspec.Struct):
@@ -98,8 +99,7 @@ def _with_tokens(scene: Json, services: Services) -> Json:
             entry | {"token": services.mint_token(phone.customer, "customer", [], TOKEN_TTL_S)}
             for entry, phone in zip(phones, known.phones, strict=True)
         ],
-        "live": cast("Json", scene.get("live") or {})
-        | {"token": services.mint_token("demo", "demo", [LIVE_CHANNEL], TOKEN_TTL_S)},
+        "live": (known.live or {}) | {"token": services.mint_token("demo", "demo", [LIVE_CHANNEL], TOKEN_TTL_S)},
     }
     if known.staff is not None:
         token = services.mint_token(known.staff.store, "staff", [f"staff:{known.staff.store}"], TOKEN_TTL_S)

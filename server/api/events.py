@@ -81,9 +81,8 @@ async def _accept_one(body: bytes, services: Behind) -> Response:
     except InputError as error:
         INTAKE.labels(error.reason).inc()
         raise
-    ids = await services.accept([event])
-    INTAKE.labels("accepted").inc()
-    return answer(Accepted(ids[0]), 202)
+    (event_id,) = await services.accept([event])
+    return answer(Accepted(event_id), 202)
 
 
 async def _accept_batch(items: Iterable[msgspec.Raw], services: Behind) -> Response:
@@ -102,7 +101,6 @@ async def _accept_batch(items: Iterable[msgspec.Raw], services: Behind) -> Respo
             ids.append(event.event_id)
     if events:
         await services.accept(events)
-        INTAKE.labels("accepted").inc(len(events))
     result = BatchResult(accepted=len(events), ids=ids, rejected=rejected)
     return answer(result, 200 if rejected else 202)
 

@@ -40,7 +40,9 @@ class _Payload(msgspec.Struct, frozen=True, array_like=True):
 
     expires_s: int
     customer: str
-    subject: str | bytes
+    #: The subject, as bytes if it is a derived id (32 hexadecimal digits), else as text; the other one is empty.
+    derived: bytes
+    text: str
     channel: Channel | None = None
 
 
@@ -52,8 +54,9 @@ class LinkSigner:
 
     def sign(self, purpose: Purpose, link: Link) -> str:
         """The token of a link; `expires_ms` is rounded up to the second."""
+        derived, text = (bytes.fromhex(link.subject), "") if _is_derived(link.subject) else (b"", link.subject)
         payload = msgspec.msgpack.encode(
-            _Payload(-(-link.expires_ms // 1000), link.customer, _pack(link.subject), link.channel)
+            _Payload(-(-link.expires_ms // 1000), link.customer, derived, text, link.channel)
         )
         return base64.urlsafe_b64encode(payload + self._mac(purpose, payload)).rstrip(b"=").decode()
 
@@ -65,7 +68,7 @@ class LinkSigner:
         decoded = msgspec.msgpack.decode(payload, type=_Payload)
         if now_ms >= decoded.expires_s * 1000:
             raise Gone("link_expired", "this link's time is over")
-        subject = decoded.subject.hex() if isinstance(decoded.subject, bytes) else decoded.subject
+        subject = decoded.derived.hex() or decoded.text
         return Link(CustomerId(decoded.customer), subject, decoded.expires_s * 1000, decoded.channel)
 
     def _signed(self, purpose: Purpose, token: str) -> bytes | None:
@@ -83,7 +86,5 @@ class LinkSigner:
         return hmac.new(self._secret, message, hashlib.sha256).digest()[:_MAC_BYTES]
 
 
-def _pack(subject: str) -> str | bytes:
-    """Derived ids are 32 hexadecimal digits: half as long as bytes."""
-    is_hex = len(subject) == _HEX_ID and all(c in "0123456789abcdef" for c in subject)
-    return bytes.fromhex(subject) if is_hex else subject
+def _is_derived(subject: str) -> bool:
+    return len(subject) == _HEX_ID and all(c in "0123456789abcdef" for c in subject)

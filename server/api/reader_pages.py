@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from nearcast.decisions import Decision
-from nearcast.errors import InputError, NotFound, Unavailable
+from nearcast.errors import Gone, InputError, NotFound, Unavailable
 from nearcast.events import ConsentScope
 from nearcast.ids import DecisionId, message_id
 from server.api.auth import Behind
@@ -127,11 +127,17 @@ async def _opened(services: Services, link: Link, decision: DecisionId) -> None:
 
 async def _offer_page(services: Services, decision: Decision, coupon: Coupon | None) -> Response:
     offer = await services.push(decision)
-    if offer is None:
-        raise NotFound("unknown_decision", "this offer is no more")
+    if offer is None and coupon is None:
+        raise Gone("promotion_ended", "this offer is no more")
     if coupon is None:
         return page("offer.html", offer=offer, coupon=None)
     until = datetime.fromtimestamp(coupon.offer.expires_ms / 1000, UTC)
-    code = "-".join(coupon.code[i : i + 5] for i in range(0, len(coupon.code), 5))
-    until_text = f"{until:%Y-%m-%d %H:%M} UTC"
-    return page("offer.html", offer=offer, coupon=coupon, code=code, until=until.isoformat(), until_text=until_text)
+    return page(
+        "offer.html",
+        # A coupon that was applied outlives its promotion; only the words are gone then.
+        offer=offer or {"title": "Your coupon", "body": "", "product": "", "store_name": ""},
+        coupon=coupon,
+        code="-".join(coupon.code[i : i + 5] for i in range(0, len(coupon.code), 5)),
+        until=until.isoformat(),
+        until_text=f"{until:%Y-%m-%d %H:%M} UTC",
+    )

@@ -16,23 +16,13 @@ from nearcast.decisions import Decision
 from nearcast.events import Channel, ConsentScope, IntakeEvent
 from nearcast.ids import CustomerId, DecisionId, EventId
 from nearcast.messages import Push
-from nearcast.world import Fence, Product, Promotion, Stock, Store
+from offers.worldfile import WorldFile
 from server.api.keyring import KeyRing, RateLimit
 from server.api.links import LinkSigner
 from server.coupons import Coupon, Decided
 
 WorldKind = Literal["store", "fence", "product", "promotion"]
 TokenRole = Literal["customer", "staff", "demo"]
-
-
-class WorldDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Things of the world to put: each replaces the one with its id, and leaves all others as they are."""
-
-    stores: list[Store] = []
-    fences: list[Fence] = []
-    products: list[Product] = []
-    promotions: list[Promotion] = []
-    stock: list[Stock] = []
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,8 +73,11 @@ class Services(Decided, Protocol):
         """Put events, which have ids and times, into the log. Durable when it returns."""
         ...
 
-    async def put_world(self, items: WorldDocument) -> int:
-        """Put things of the world; the version of the world after that. Raises `InputError` for bad references."""
+    async def put_world(self, items: WorldFile) -> int:
+        """Put or replace things by their ids, all or none; others stay. The world's version after that.
+
+        Raises `InputError`, for example for a reference to something that does not exist.
+        """
         ...
 
     async def remove_world(self, kind: WorldKind, item_id: str) -> int:

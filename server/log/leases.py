@@ -60,6 +60,7 @@ class Leases:
         self._generation = 0
         self._held: frozenset[int] = frozenset()
         self._valid_until_s = 0.0
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         # A request may not take so long that the leases run out meanwhile; the next beat is the retry.
         self._redis = Redis.from_url(
@@ -76,9 +77,7 @@ class Leases:
 
     async def stop(self) -> None:
         """Leave, and give everything back if the server can be reached."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await self._stop_keeping()
         held = self._held
         self._hold(frozenset())
         with contextlib.suppress(RedisError):
@@ -92,9 +91,14 @@ class Leases:
             self._hold(frozenset())
         return self._generation, self._held
 
+    async def _stop_keeping(self) -> None:
+        # Not by cancelling: redis-py can swallow a cancellation that comes while it reads an answer.
+        self._stopping.set()
+        if self._task is not None:
+            await self._task
+
     async def _keep(self) -> None:
-        while True:
-            await asyncio.sleep(self._timeout_ms / 1000 / _BEATS_PER_SESSION)
+        while not await self._pause():
             try:
                 await self._beat()
             except RedisError as error:
@@ -102,6 +106,13 @@ class Leases:
             except Exception:  # the keeper must outlive a fault, or the partitions would be lost for good
                 logger.exception("could not renew leases")
                 TASK_FAILURES.labels("log-leases").inc()
+
+    async def _pause(self) -> bool:
+        """Wait for the next beat; whether to stop instead."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout_ms / 1000 / _BEATS_PER_SESSION):
+                await self._stopping.wait()
+        return self._stopping.is_set()
 
     async def _beat(self) -> None:
         began_s = self._clock.monotonic_s()

@@ -69,6 +69,8 @@ class StreamsLog:
         self._session_timeout_ms = session_timeout_ms
         self._retention_ms = retention_ms
         self._clock = clock or SystemClock()
+        self._turn = asyncio.Lock()
+        self._waiting: list[tuple[Sequence[Entry], asyncio.Future[None]]] = []
         # One quick retry: after a restart of the server, pooled connections turn out to be dead.
         self._redis = Redis.from_url(
             url, retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2), socket_timeout=ANSWER_WITHIN_S
@@ -91,12 +93,35 @@ class StreamsLog:
         check_sizes(entries)
         if not entries:
             return
-        with _as_unavailable("did not take the records"):
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for topic, key, value in entries:
-                    stream = keys.log_stream(topic, partition_of(key, self.partitions))
-                    pipeline.xadd(stream, {"k": key, "v": value})
-                await pipeline.execute()
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((entries, written))
+        # Whoever gets the turn writes for all who wait: one connection, one round trip, in the order of the calls.
+        async with self._turn:
+            if not written.done():
+                await self._write_waiting()
+        written.result()
+
+    async def _write_waiting(self) -> None:
+        together, self._waiting = self._waiting, []
+        error: BaseException | None = Unavailable("the append was broken off")
+        try:
+            with _as_unavailable("did not take the records"):
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for entries, _ in together:
+                        for topic, key, value in entries:
+                            stream = keys.log_stream(topic, partition_of(key, self.partitions))
+                            pipeline.xadd(stream, {"k": key, "v": value})
+                    await pipeline.execute()
+            error = None
+        except Unavailable as unavailable:
+            error = unavailable
+        finally:
+            for _, written in together:
+                if error is None:
+                    written.set_result(None)
+                else:
+                    written.set_exception(error)
+                    written.exception()  # a caller that was cancelled will not look
 
     def consumer(self, group: str, topics: Sequence[str]) -> "StreamsConsumer":
         leases = Leases(self._url, group, self.partitions, self._session_timeout_ms, self._clock)

@@ -1,4 +1,4 @@
-"""A real SMTP server (aiosmtpd) on a free port, in a thread of its own, that can be told to refuse, stopped and started."""
+"""A real SMTP server (aiosmtpd) on a free port, in its own thread: can be told to refuse, stopped and started."""
 
 import time
 from collections import deque

@@ -1,9 +1,9 @@
-"""The WebSocket channel. The publisher is a recorder: the real one is tested with the gateway."""
+"""The WebSocket channel, and texts on one line. The publisher is a recorder; the gateway tests the real one."""
 
 import msgspec
 import pytest
 
-from channels.contract import Outgoing
+from channels.contract import Outgoing, one_line
 from channels.push import PushChannel
 from nearcast.errors import DropSend, FallBack, RetrySend, Unavailable
 from nearcast.messages import Push
@@ -71,3 +71,9 @@ async def test_a_store_that_is_away_is_retried() -> None:
     publisher.away = True
     with pytest.raises(RetrySend):
         await PushChannel(publisher).send(outgoing())
+
+
+def test_texts_from_outside_are_made_one_line() -> None:
+    """No control characters, no direction overrides; emoji and accents stay as they are."""
+    assert one_line(" a\0b\u202ec\r\n\td\u2028e\ud800 ") == "a b c d e?"
+    assert one_line("👩\u200d🍳 Käse") == "👩\u200d🍳 Käse"

@@ -4,13 +4,15 @@ Circles: the angle between two unit vectors (`atan2`), in plain Python. Polygons
 rational numbers, so that "on the edge" means on the edge.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 import shapely
-from h3.api import basic_int as h3
+import shapely.affinity
+from h3.api import basic_int as h3  # type: ignore[import-untyped]  # it ships no types
 from hypothesis import strategies as st
 
 from geofence.sphere import EARTH_RADIUS_M, Floats
@@ -49,7 +51,7 @@ def expected(geometry: Geometry, lat: float, lng: float) -> bool | None:
 def _in_polygon(rings: Sequence[Sequence[tuple[float, float]]], lat: float, lng: float) -> bool:
     x, y, odd = Fraction(lng), Fraction(lat), False
     for ring in rings:
-        for (x1, y1), (x2, y2) in zip(ring, ring[1:], strict=False):
+        for (x1, y1), (x2, y2) in itertools.pairwise(ring):
             if max(y1, y2) < lat or min(y1, y2) > lat or max(x1, x2) < lng:
                 continue
             side = (Fraction(x2) - Fraction(x1)) * (y - Fraction(y1)) - (Fraction(y2) - Fraction(y1)) * (
@@ -105,7 +107,7 @@ def polygons(draw: st.DrawFn, spot: tuple[float, float]) -> Polygon | MultiPolyg
     whole = shapely.Polygon(shell, [hole] if draw(st.booleans()) else [])
     parts = []
     for shift in (-360.0, 0.0, 360.0):
-        moved = shapely.transform(whole, lambda points, by=shift: points + (by, 0.0))
+        moved = shapely.affinity.translate(whole, xoff=shift)
         parts += [
             part
             for part in shapely.get_parts(moved.intersection(shapely.box(-180, -90, 180, 90)))

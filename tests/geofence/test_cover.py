@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from h3.api import basic_int as h3
+from h3.api import basic_int as h3  # type: ignore[import-untyped]  # it ships no types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geofence.cover import FINEST, MAX_CELLS, ancestors, cover, finest_keys, keys_of, patch_radius_rad
 from geofence.geometry import compile_geometry
-from geofence.sphere import distances_m
+from geofence.sphere import EARTH_RADIUS_M, distances_m
 from nearcast.world import Circle, Geometry, Polygon
-from tests.geofence.places import EARTH_RADIUS_M, PENTAGONS, circles, expected, points_around, polygons, spots, square
+from tests.geofence.places import PENTAGONS, circles, expected, points_around, polygons, spots, square
 
 
 @given(spots().flatmap(lambda spot: circles(spot) | polygons(spot)), st.integers(0, 2**32 - 1))

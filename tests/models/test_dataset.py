@@ -27,7 +27,7 @@ def rewritten(folder: Path, **changed: pd.DataFrame) -> Path:
 
 
 def test_rows_agree_with_the_tables(history: History, dataset: Dataset) -> None:
-    """For every row: baskets, coupons, spending and past redemptions as pandas counts them from the raw tables."""
+    """For every row: baskets, coupons, spending, messages and past redemptions as counted from the raw tables."""
     folder = package_folder()
     lines = pd.read_parquet(folder / "transactions.parquet")
     lines = lines[lines["household_id"].isin([int(household) for household in history.households[:40]])]
@@ -50,6 +50,11 @@ def test_rows_agree_with_the_tables(history: History, dataset: Dataset) -> None:
         assert np.expm1(column["log_days_since_purchase"][number]) == pytest.approx(last)
         before = redemptions[(redemptions["household_id"] == int(household)) & (redemptions["redemption_date"] < start)]
         assert np.expm1(column["log_redemptions"][number]) == pytest.approx(before["campaign_id"].nunique())
+        received = sum(
+            household in campaign.households and campaign.starts_ms < dataset.starts_ms[number]
+            for campaign in history.campaigns
+        )
+        assert np.expm1(column["log_messages"][number]) == pytest.approx(received)
         checked += 1
     assert checked > 100
 

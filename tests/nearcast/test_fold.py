@@ -181,6 +181,22 @@ def test_receipts_move_forward_only() -> None:
     assert len(customer.messages) == 1
 
 
+def test_a_failed_channel_is_not_the_end() -> None:
+    """After one channel failed the next may still bring the message; a sent one fails only on its own channel."""
+    customer = somebody()
+    customer.messages = [SentMessage(MessageId("m"), DecisionId("d"), PromotionId("p"), 1)]
+    for status, channel, then in (
+        ("failed", "websocket", "failed"),
+        ("sent", "sms", "sent"),
+        ("failed", "websocket", "sent"),
+        ("failed", "sms", "failed"),
+        ("delivered", "sms", "delivered"),
+        ("failed", "sms", "delivered"),
+    ):
+        fold(customer, new(Receipt, message="m", decision="d", status=status, channel=channel, reason=then, ts=2))
+        assert customer.messages[0].status == then
+
+
 def test_sign_in_takes_the_context_along() -> None:
     """What a visitor gathered anonymously arrives, once, at the customer they turn out to be."""
     visitor = Customer(id=CustomerId("anon:d7"))

@@ -86,7 +86,15 @@ class Device(centrifuge.ClientEventHandler):
 
     async def ready(self) -> None:
         await self.client.ready(WITHIN_S)
-        await until(lambda: any(entry[0] == "subscribed" for entry in self.log), "the server-side subscription is there")
+        await until(
+            lambda: any(entry[0] == "subscribed" for entry in self.log), "the server-side subscription is there"
+        )
+
+    async def has(self, count: int) -> None:
+        await until(lambda: len(self.publications) >= count, f"{count} publications have arrived")
+
+    async def has_offset(self, offset: int) -> None:
+        await until(lambda: self.offsets[-1:] == [offset], f"offset {offset} has arrived")
 
     def drop(self) -> None:
         """Cut the TCP connection, as a tunnel does."""

@@ -21,9 +21,10 @@ from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId
 from nearcast.messages import Push
 from nearcast.moments import Moment
 from nearcast.world import Discount, Promotion, What, Words
+from offers.worldfile import WorldFile
 from server.api.keyring import KeyRing
 from server.api.links import LinkSigner
-from server.api.services import Limits, TokenRole, WorldDocument, WorldKind
+from server.api.services import Limits, TokenRole, WorldKind
 from server.coupons import Coupon, CouponBook, apply_offer
 
 KEYS = {"intake": "intake-key", "pos": "pos-key", "admin": "admin-key", "staff": "staff-key"}
@@ -99,7 +100,7 @@ class Shop:
         self.log.extend(events)
         return [event.event_id for event in events]
 
-    async def put_world(self, items: WorldDocument) -> int:
+    async def put_world(self, items: WorldFile) -> int:
         self._reach()
         self.world["store"] |= {i.id: i for i in items.stores}
         self.world["fence"] |= {i.id: i for i in items.fences}
@@ -144,6 +145,8 @@ class Shop:
         return await apply_offer(self, customer, decision, channel)
 
     async def push(self, decision: Decision) -> Push | None:
+        if decision.promotion not in self.promotions:
+            return None
         return Push(
             kind="offer",
             message=message_id(decision.id, "customer"),

@@ -46,7 +46,7 @@ async def test_every_route_asks_for_a_key(redis: Redis) -> None:
     seen = set()
     async with client_of(shop) as api:
         for context in iter_route_contexts(create_app(shop).routes):
-            path, methods = context.path, context.methods or set()
+            path, methods = context.path or "", context.methods or set()
             if path in PUBLIC or path in ("/demo", "/demo/scene.json"):
                 continue
             for method in methods:

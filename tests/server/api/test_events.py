@@ -44,7 +44,7 @@ async def test_the_future_is_refused(api: httpx.AsyncClient, shop: Shop, problem
 async def test_a_bad_event_is_a_problem(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
     """Malformed JSON, NaN, wrong types, absurd positions and unknown types are refused with a reason."""
     bad = [b"", b"{", b"\xff\xfe", b"null", b"3", FIX | {"lat": "x"}, FIX | {"lat": 91}, FIX | {"type": "erase"}]
-    bad += [json.dumps(FIX | {"lat": float("nan")}).encode(), b'{"a":' * 100_000, FIX | {"uid": "\ud800"}]
+    bad += [json.dumps(FIX | {"lat": float("nan")}).encode(), b'{"a":' * 10_000, FIX | {"uid": "\ud800"}]
     for body in bad:
         assert problem(await post(api, body), 400) == "malformed_event"
     assert shop.log == []
@@ -104,7 +104,7 @@ _BODY = st.binary(max_size=200) | st.builds(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(body=_BODY)
 async def test_no_body_breaks_it(api: httpx.AsyncClient, shop: Shop, body: bytes) -> None:
     """Whatever is sent: accepted, or refused with a reason; and what is answered as accepted is in the log."""

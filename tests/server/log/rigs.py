@@ -49,9 +49,7 @@ class StreamsRig:
     async def crash(self, consumer: LogConsumer) -> None:
         assert isinstance(consumer, StreamsConsumer)
         leases = consumer._leases
-        assert leases._task is not None
-        leases._task.cancel()
-        await asyncio.wait({leases._task})
+        await leases._stop_keeping()
         for client in (leases._redis, consumer._reader, consumer._helper):
             await client.aclose()
 

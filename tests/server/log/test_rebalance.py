@@ -7,7 +7,7 @@ import pytest
 
 from nearcast.errors import Unavailable
 from nearcast.ids import partition_of
-from server.log.base import Entry, EventLog, LogConsumer
+from server.log.base import Entry, EventLog, LogConsumer, Record
 from tests.server.log.rigs import (
     CARTS,
     LOCATIONS,
@@ -93,7 +93,7 @@ async def test_seeking_what_is_no_longer_assigned_does_nothing(log: EventLog) ->
 
 
 async def test_the_server_goes_away_and_comes_back(rig: Rig, log: EventLog) -> None:
-    """Appends fail with Unavailable meanwhile, fetches do too or are empty; then both go on, nothing acknowledged lost."""
+    """Appends fail with Unavailable meanwhile, fetches do too or are empty; then both go on."""
     async with member(log, "group") as consumer:
         await settle(consumer)
         await seek_all(consumer)
@@ -124,7 +124,7 @@ async def test_the_server_goes_away_and_comes_back(rig: Rig, log: EventLog) -> N
                     seen.add((record.topic, record.partition))
 
 
-async def fetch_or_nothing(consumer: LogConsumer) -> list:
+async def fetch_or_nothing(consumer: LogConsumer) -> list[Record]:
     try:
         return await consumer.fetch(100, 200)
     except Unavailable:

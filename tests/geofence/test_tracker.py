@@ -1,0 +1,276 @@
+"""Enter, dwell and exit, as a customer's fixes make them."""
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geofence.index import FenceIndex
+from geofence.tracker import track
+from nearcast.customer import Presence, Stay
+from nearcast.events import Location
+from nearcast.ids import FenceId
+from nearcast.moments import Transition
+from nearcast.world import Circle, Fence, Polygon
+from tests.geofence.places import fence, shifted, square
+
+LAT, LNG = 48.2, 16.37
+START_MS = 1_750_000_000_000
+
+
+def fix(t_s: float, north_m: float, east_m: float, accuracy_m: float = 5.0, source: str = "gps") -> Location:
+    lat, lng = shifted(LAT, LNG, north_m, east_m)
+    return Location(
+        uid="u",
+        ts=START_MS + round(t_s * 1000),
+        lat=lat,
+        lng=lng,
+        accuracy_m=accuracy_m,
+        source=source,  # type: ignore[arg-type]
+    )
+
+
+def feed(presence: Presence, index: FenceIndex, fixes: list[Location]) -> list[Transition]:
+    matched = index.match(np.array([one.lat for one in fixes]), np.array([one.lng for one in fixes]))
+    return [
+        transition
+        for one, ordinals in zip(fixes, matched, strict=True)
+        for transition in track(presence, one, [index.fences[ordinal] for ordinal in ordinals], index)
+    ]
+
+
+def told(transitions: list[Transition]) -> list[tuple[str, str, float]]:
+    return [(item.kind, item.fence.id, (item.at_ms - START_MS) / 1000) for item in transitions]
+
+
+#: A store of 60 m by 60 m with a department in its north-east quarter, a shelf in that, and its vicinity.
+STORE = fence(square(LAT, LNG, 30.0), "store", dwell_s=30.0)
+DEPARTMENT = fence(square(*shifted(LAT, LNG, 12.0, 12.0), 12.0), "a-department", kind="department", parent="store")
+SHELF = fence(square(*shifted(LAT, LNG, 20.0, 20.0), 3.0), "a-shelf", kind="shelf", parent="a-department")
+VICINITY = fence(Circle((LNG, LAT), 150.0), "vicinity", kind="vicinity", dwell_s=1000.0)
+INDEX = FenceIndex.build([STORE, DEPARTMENT, SHELF, VICINITY])
+
+
+def test_walk() -> None:
+    """A straight walk at 1 m/s, one fix a second, through the store, with a stop: everything at its time."""
+    presence = Presence()
+    positions = [*range(-200, 0), *[0] * 20, *range(200)]
+    walk = [fix(second, -15.0, east) for second, east in enumerate(positions)]
+    transitions = told(feed(presence, INDEX, walk))
+    assert [(kind, name) for kind, name, _ in transitions] == [
+        ("enter", "vicinity"),
+        ("enter", "store"),
+        ("dwell", "store"),
+        ("exit", "store"),
+        ("exit", "vicinity"),
+    ]
+    entered_s = transitions[1][2]
+    assert [at_s for _, _, at_s in transitions] == pytest.approx([51, 170, entered_s + 30, 266, 386], abs=1.5)
+    assert presence.inside == {}
+    assert presence.last_ms == walk[-1].ts
+
+
+@pytest.mark.parametrize("accuracy_m", [3.0, 5.0, 12.0, 25.0])
+def test_no_flapping(accuracy_m: float) -> None:
+    """Standing on the edge for two hours at one fix a second, errors independent: at most one enter, no exit."""
+    rng = np.random.default_rng(round(accuracy_m))
+    sigma = accuracy_m / 1.5096
+    errors = rng.normal(0, sigma, (7200, 2)).tolist()
+    fixes = [fix(second, north, 30.0 + east, accuracy_m) for second, (north, east) in enumerate(errors)]
+    index = FenceIndex.build([STORE])
+    assert [kind for kind, _, _ in told(feed(Presence(), index, fixes))] == ["enter", "dwell"]
+
+
+def test_margin() -> None:
+    """A precise fix leaves beyond `exit_margin_m`; a poor one must be three times its accuracy away."""
+    index = FenceIndex.build([STORE])
+    for accuracy_m, stays_at_m, leaves_at_m in ((3.0, 9.5, 10.5), (20.0, 59.0, 61.0)):
+        presence = Presence(inside={FenceId("store"): Stay(START_MS, START_MS)})
+        assert feed(presence, index, [fix(1, 0.0, 30.0 + stays_at_m, accuracy_m)]) == []
+        (transition,) = feed(presence, index, [fix(2, 0.0, 30.0 + leaves_at_m, accuracy_m)])
+        assert transition.kind == "exit"
+        assert transition.confidence > 0.99
+
+
+def test_dwell_once_a_stay() -> None:
+    """Dwell comes once, and again only after leaving and coming back."""
+    index = FenceIndex.build([STORE])
+    stays = [fix(second, 0.0, 0.0) for second in range(0, 100, 10)]
+    away = [fix(200, 0.0, 200.0)]
+    again = [fix(second, 0.0, 0.0) for second in range(300, 400, 10)]
+    assert told(feed(Presence(), index, stays + away + again)) == [
+        ("enter", "store", 0),
+        ("dwell", "store", 30),
+        ("exit", "store", 200),
+        ("enter", "store", 300),
+        ("dwell", "store", 330),
+    ]
+
+
+def test_stale_fix() -> None:
+    """A fix that is not newer than the last one changes nothing."""
+    presence = Presence()
+    feed(presence, INDEX, [fix(10, 0.0, 0.0)])
+    before = msgspec.json.encode(presence)
+    assert feed(presence, INDEX, [fix(10, 0.0, 500.0), fix(9, 0.0, 500.0)]) == []
+    assert msgspec.json.encode(presence) == before
+
+
+def test_fix_worse_than_the_fence() -> None:
+    """An accuracy radius larger than the fence enters nothing, keeps nobody, and shows nobody out."""
+    index = FenceIndex.build([STORE])
+    presence = Presence()
+    assert feed(presence, index, [fix(1, 0.0, 0.0, 40.0)]) == []
+    assert told(feed(presence, index, [fix(2, 0.0, 0.0, 30.0)])) == [("enter", "store", 2)]
+    assert feed(presence, index, [fix(50, 0.0, 0.0, 1_000.0), fix(51, 0.0, 900.0, 1_000.0)]) == []
+    assert presence.inside[FenceId("store")].last_inside_ms == START_MS + 2_000
+
+
+def test_confidence() -> None:
+    """Deep inside with a good fix is sure; just inside the edge is little more than even; a corner waits."""
+    index = FenceIndex.build([STORE])
+    (deep,) = feed(Presence(), index, [fix(1, 0.0, 0.0, 5.0)])
+    (edge,) = feed(Presence(), index, [fix(1, 0.0, 29.0, 10.0)])
+    assert deep.confidence == 1.0
+    assert 0.5 <= edge.confidence < 0.65
+    assert feed(Presence(), index, [fix(1, 29.0, 29.0, 10.0)]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "accuracy_m", "enters"),
+    [
+        ("gps", 5.0, False),
+        ("gps", 0.0, False),
+        ("gps", 0.5, False),
+        ("beacon", 0.5, True),
+        ("qr", 0.0, True),
+        ("wifi", 0.8, True),
+        ("wifi", 5.0, False),
+    ],
+)
+def test_product(source: str, accuracy_m: float, enters: bool) -> None:
+    """Three feet around a product: precise sources tell, satellites don't, whatever accuracy they claim."""
+    product = fence(Circle((LNG, LAT), 0.9144), "p", kind="product", sku="x", exit_margin_m=0.9144)
+    index = FenceIndex.build([product])
+    kinds = [kind for kind, _, _ in told(feed(Presence(), index, [fix(1, 0.1, 0.1, accuracy_m, source)]))]
+    assert kinds == (["enter"] if enters else [])
+
+
+def test_leaving_a_product() -> None:
+    """A beacon fix two metres from the product's edge is an exit."""
+    product = fence(Circle((LNG, LAT), 0.9144), "p", kind="product", sku="x", exit_margin_m=0.9144)
+    index = FenceIndex.build([product])
+    walk = [fix(1, 0.0, 0.0, 0.3, "beacon"), fix(2, 0.0, 1.5, 0.3, "beacon"), fix(3, 0.0, 3.0, 0.3, "beacon")]
+    assert told(feed(Presence(), index, walk)) == [("enter", "p", 1), ("exit", "p", 3)]
+
+
+def test_nested_order() -> None:
+    """Into the shelf at once: the outer first; out at once: the inner first; equals by id."""
+    presence = Presence()
+    inside = feed(presence, INDEX, [fix(1, 20.0, 20.0, 1.0, "beacon")])
+    assert [item.fence.id for item in inside] == ["store", "vicinity", "a-department", "a-shelf"]
+    outside = feed(presence, INDEX, [fix(2, 500.0, 500.0, 1.0, "beacon")])
+    assert [item.fence.id for item in outside] == ["a-shelf", "a-department", "store", "vicinity"]
+
+
+def test_exits_before_enters() -> None:
+    """Jumping from one store to another leaves the first before entering the second."""
+    other = fence(square(*shifted(LAT, LNG, 0.0, 300.0), 30.0), "another")
+    presence = Presence()
+    index = FenceIndex.build([other, STORE])
+    assert told(feed(presence, index, [fix(1, 0, 0), fix(2, 0, 300)])) == [
+        ("enter", "store", 1),
+        ("exit", "store", 2),
+        ("enter", "another", 2),
+    ]
+
+
+def test_inside_a_child_is_inside_the_parent() -> None:
+    """A department that sticks out of its store: whoever is in it entered the store, and stays in it."""
+    annex = fence(square(*shifted(LAT, LNG, 0.0, 60.0), 10.0), "annex", kind="department", parent="store")
+    index = FenceIndex.build([STORE, annex])
+    presence = Presence()
+    assert told(feed(presence, index, [fix(1, 0, 60)])) == [("enter", "store", 1), ("enter", "annex", 1)]
+    assert told(feed(presence, index, [fix(2, 0, 61), fix(50, 0, 62)])) == [("dwell", "store", 50)]
+    assert told(feed(presence, index, [fix(61, 0, 120)])) == [("exit", "annex", 61), ("exit", "store", 61)]
+
+
+def test_fence_that_vanished() -> None:
+    """A fence that left the index is left at the next fix, by id, with confidence 0; the rest goes on."""
+    presence = Presence()
+    feed(presence, INDEX, [fix(1, 20.0, 20.0, 1.0, "beacon")])
+    smaller = FenceIndex.build([STORE, VICINITY])
+    gone = feed(presence, smaller, [fix(2, 20.0, 20.0, 1.0, "beacon")])
+    assert told(gone) == [("exit", "a-department", 2), ("exit", "a-shelf", 2)]
+    assert [item.confidence for item in gone] == [0.0, 0.0]
+    assert sorted(presence.inside) == ["store", "vicinity"]
+
+
+@st.composite
+def walks(draw: st.DrawFn) -> list[Location]:
+    """A random walk near the store, with jumps, poor fixes, other sources and late fixes."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(1, 80))
+    steps = rng.normal(0, draw(st.sampled_from([1.0, 8.0, 40.0])), (count, 2)).cumsum(axis=0) * 0.7
+    seconds = (np.arange(count) * draw(st.sampled_from([1, 7])) + rng.integers(-3, 3, count)).tolist()
+    accuracies = rng.choice([0.5, 4.0, 10.0, 25.0, 2_000.0], count).tolist()
+    sources = rng.choice(["gps", "wifi", "beacon"], count).tolist()
+    return [
+        fix(10 + t, north, east, accuracy, source)
+        for t, (north, east), accuracy, source in zip(seconds, steps.tolist(), accuracies, sources, strict=True)
+    ]
+
+
+@given(walks(), st.integers(0, 2**32 - 1))
+@settings(max_examples=60)
+def test_any_grouping(walk: list[Location], seed: int) -> None:
+    """The same fixes singly or in any batches, the state stored in between: same transitions, same presence."""
+    rng = np.random.default_rng(seed)
+    whole, grouped = Presence(), Presence()
+    all_at_once = feed(whole, INDEX, walk)
+    transitions: list[Transition] = []
+    rest = walk
+    while rest:
+        size = int(rng.integers(1, 9))
+        transitions += feed(grouped, INDEX, rest[:size])
+        grouped = msgspec.msgpack.decode(msgspec.msgpack.encode(grouped), type=Presence)
+        rest = rest[size:]
+    assert transitions == all_at_once
+    assert grouped == whole
+
+
+@given(walks())
+@settings(max_examples=100)
+def test_transitions_add_up(walk: list[Location]) -> None:
+    """Enter, at most one dwell, exit, enter ...; what was entered and not left is the presence; parents hold."""
+    presence = Presence()
+    state: dict[str, str] = {}
+    newest = 0
+    for one in walk:
+        transitions = feed(presence, INDEX, [one])
+        newest = max(newest, one.ts)
+        assert presence.last_ms == newest
+        assert [_rank(item) for item in transitions] == sorted(_rank(item) for item in transitions)
+        for item in transitions:
+            assert item.at_ms == one.ts
+            assert 0.0 <= item.confidence <= 1.0
+            allowed = {"enter": (None, "exit"), "dwell": ("enter",), "exit": ("enter", "dwell")}[item.kind]
+            assert state.get(item.fence.id) in allowed
+            state[item.fence.id] = item.kind
+        assert {name for name, kind in state.items() if kind != "exit"} == set(presence.inside)
+        for name in presence.inside:
+            assert {above.id for above in INDEX.ancestors(name)} <= presence.inside.keys()
+
+
+def _rank(item: Transition) -> int:
+    return ["exit", "enter", "dwell"].index(item.kind)
+
+
+def test_hole_is_outside() -> None:
+    """A courtyard is not the store: nobody enters there, and whoever steps into it deep enough has left."""
+    shell, yard = square(LAT, LNG, 100.0).coordinates[0], square(LAT, LNG, 40.0).coordinates[0]
+    index = FenceIndex.build([Fence(id="ring", store="s", kind="store", geometry=Polygon([shell, yard]))])
+    presence = Presence()
+    walk = [fix(1, 0, 0), fix(2, 0, 70), fix(3, 0, 35), fix(4, 0, 10)]
+    assert told(feed(presence, index, walk)) == [("enter", "ring", 2), ("exit", "ring", 4)]

@@ -1,0 +1,137 @@
+"""The pages behind the links of SMS and e-mail."""
+
+import re
+
+import httpx
+import pytest
+
+from nearcast.errors import Gone
+from nearcast.ids import StoreId
+from server.api.links import Link, Purpose
+from tests.server.api.shop import ANNA, NOTHING, OFFER, Shop
+
+HOUR_MS = 3_600_000
+
+
+def link(shop: Shop, purpose: Purpose, subject: str = OFFER) -> str:
+    expires_ms = shop.clock.now_ms() + HOUR_MS
+    token = shop.links.sign(purpose, Link(ANNA, subject, expires_ms, "sms"))
+    return f"/{'m' if purpose == 'message' else 'u'}/{token}"
+
+
+async def test_reading_does_not_apply(api: httpx.AsyncClient, shop: Shop) -> None:
+    """GET shows the offer and notes that it was opened; it mints nothing. HEAD notes nothing."""
+    path = link(shop, "message")
+    response = await api.get(path)
+    assert response.status_code == 200
+    assert "Coffee, 15 % off" in response.text
+    assert "&lt;b&gt;For you&lt;/b&gt;, Anna" in response.text
+    assert '<form method="post">' in response.text
+    assert (await api.head(path)).status_code == 200
+    assert shop.receipts == [(ANNA, OFFER, "opened", "sms", "")]
+    assert shop.coupons.code_of(OFFER)[:5] not in response.text
+
+
+async def test_applying_shows_the_code(api: httpx.AsyncClient, shop: Shop) -> None:
+    """POST applies, as often as one likes; from then on the page shows the code, until it is used."""
+    path = link(shop, "message")
+    code = shop.coupons.code_of(OFFER)
+    for method in ("POST", "POST", "GET"):
+        text = (await api.request(method, path)).text
+        assert f"{code[:5]}-{code[5:10]}-{code[10:15]}-{code[15:]}" in text
+        assert '<form method="post">' not in text
+    assert [r[2:4] for r in shop.receipts] == [("applied", "sms"), ("applied", "sms"), ("opened", "sms")]
+    await shop.coupons.redeem(code, StoreId("graben"), "r-1")
+    assert "You have used this coupon" in (await api.get(path)).text
+
+
+async def test_scripts_run_by_nonce_only(api: httpx.AsyncClient, shop: Shop) -> None:
+    """The policy allows the page's own style and script, by a nonce that is new each time, and no other source."""
+    path = link(shop, "message")
+    nonces = set()
+    for _ in range(2):
+        response = await api.post(path)
+        policy = response.headers["content-security-policy"]
+        (nonce,) = set(re.findall(r"'nonce-([^']+)'", policy))
+        assert re.findall(r"<(?:style|script)[^>]*>", response.text) == [
+            f'<style nonce="{nonce}">',
+            f'<script nonce="{nonce}">',
+        ]
+        assert "unsafe" not in policy
+        nonces.add(nonce)
+    assert len(nonces) == 2
+
+
+async def test_bad_links(api: httpx.AsyncClient, shop: Shop) -> None:
+    """Forged, expired and mixed-up links, and offers that are no more, are pages that say so, and change nothing."""
+    good = link(shop, "message")
+    unsubscribe = link(shop, "unsubscribe", "sms")
+    for method in ("GET", "POST"):
+        for path in (
+            good[:-1] + ("A" if good[-1] != "A" else "Q"),
+            "/m/x",
+            "/m/%00%FF",
+            unsubscribe.replace("/u/", "/m/"),
+        ):
+            response = await api.request(method, path)
+            assert response.status_code == 404
+            assert "This link is not valid" in response.text
+        assert (await api.request(method, good.replace("/m/", "/u/"))).status_code == 404
+        assert (await api.request(method, link(shop, "message", NOTHING))).status_code == 404
+    shop.clock.advance(HOUR_MS)
+    for path in (good, unsubscribe):
+        response = await api.post(path)
+        assert response.status_code == 410
+        assert "Too late" in response.text
+    assert (shop.receipts, shop.consents) == ([], [])
+
+
+async def test_log_away(api: httpx.AsyncClient, shop: Shop) -> None:
+    """With the log away the offer can still be read; what can't be recorded asks to try again."""
+    shop.away = True
+    assert (await api.get(link(shop, "message"))).status_code == 200
+    for path in (link(shop, "message"), link(shop, "unsubscribe", "email")):
+        response = await api.post(path)
+        assert response.status_code == 503
+        assert "try again" in response.text
+        assert response.headers["retry-after"]
+
+
+async def test_unsubscribing(api: httpx.AsyncClient, shop: Shop) -> None:
+    """GET asks; the one-click POST of RFC 8058 withdraws the link's scope; the second button withdraws all."""
+    path = link(shop, "unsubscribe", "email")
+    assert "e-mails" in (await api.get(path)).text
+    assert shop.consents == []
+    response = await api.post(path, data={"List-Unsubscribe": "One-Click"})
+    assert (response.status_code, shop.consents) == (200, [(ANNA, "email", False)])
+    assert "We will not send you e-mails any more." in response.text
+    response = await api.post(path, data={"scope": "all"})
+    assert shop.consents[1] == (ANNA, "all", False)
+    await api.post(path, content=b"\xff\x00&scope=everything&=;")
+    assert shop.consents[2] == (ANNA, "email", False)
+
+
+async def test_apply_after_the_coupons_end(api: httpx.AsyncClient, shop: Shop) -> None:
+    """A link may outlive its coupon; then applying is too late."""
+    token = shop.links.sign("message", Link(ANNA, OFFER, shop.clock.now_ms() + 24 * HOUR_MS))
+    shop.clock.advance(3 * HOUR_MS)
+    response = await api.post(f"/m/{token}")
+    assert response.status_code == 410
+    assert "The coupon&#39;s time is over." in response.text
+    with pytest.raises(Gone):
+        shop.links.verify("message", token, shop.clock.now_ms() + 24 * HOUR_MS)
+
+
+async def test_promotion_taken_away(api: httpx.AsyncClient, shop: Shop) -> None:
+    """Without its promotion an offer is over; a coupon that was applied before can still be shown at the till."""
+    path = link(shop, "message")
+    promotions, shop.promotions = shop.promotions, {}
+    for method in ("GET", "POST"):
+        assert (await api.request(method, path)).status_code == 410
+    shop.promotions = promotions
+    await api.post(path)
+    shop.promotions = {}
+    for method in ("GET", "POST"):
+        response = await api.request(method, path)
+        assert "Your coupon" in response.text
+        assert shop.coupons.code_of(OFFER)[:5] in response.text

@@ -1,0 +1,60 @@
+"""What only the Valkey Streams adapter has: trimming, and streams that others write to."""
+
+from redis.asyncio import Redis
+
+from nearcast import keys
+from nearcast.ids import partition_of
+from server.log.base import Entry
+from server.log.streams import StreamsLog
+from tests.server.log.rigs import LOCATIONS, PARTITIONS, member, read, running, seek_all, settle
+
+PARTITION = partition_of("key", PARTITIONS)
+STREAM = keys.log_stream(LOCATIONS, PARTITION)
+HOUR_MS = 3_600_000
+
+
+async def _write(redis: Redis, at_ms: int, count: int) -> None:
+    for n in range(count):
+        await redis.xadd(STREAM, {"k": "key", "v": str(n)}, id=f"{at_ms}-{n + 1}")
+
+
+async def test_only_what_is_processed_and_old_is_trimmed(valkey_url: str, redis: Redis) -> None:
+    """Progress trims what is older than the retention below it, and never a record after it."""
+    now_ms = 500_000 * HOUR_MS
+    await _write(redis, now_ms - 2 * HOUR_MS, 300)
+    await _write(redis, now_ms - 1000, 10)
+    await _write(redis, now_ms, 10)
+    async with (
+        running(StreamsLog(valkey_url, PARTITIONS, retention_ms=HOUR_MS)) as log,
+        member(log, topics=[LOCATIONS]) as consumer,
+    ):
+        await settle(consumer)
+        await seek_all(consumer)
+        records = await read(consumer, 320)
+        await consumer.progress(PARTITION, {LOCATIONS: records[299].position})
+        assert await redis.xlen(STREAM) == 320
+        await consumer.progress(PARTITION, {LOCATIONS: records[309].position})
+        # Trimming is by whole blocks of the stream, so some old records may remain.
+        assert 20 <= await redis.xlen(STREAM) < 200
+        await consumer.seek(PARTITION, {LOCATIONS: records[299].position})
+        assert await read(consumer, 20) == records[300:]
+
+
+async def test_entries_without_our_fields_are_delivered(valkey_url: str, redis: Redis) -> None:
+    """Something else wrote to the stream: the record comes through empty, for the decoder to refuse."""
+    await redis.xadd(STREAM, {"other": "field"})
+    async with running(StreamsLog(valkey_url, PARTITIONS)) as log, member(log, topics=[LOCATIONS]) as consumer:
+        await settle(consumer)
+        await seek_all(consumer)
+        (record,) = await read(consumer, 1)
+    assert (record.key, record.value) == ("", b"")
+
+
+async def test_leases_are_given_back(valkey_url: str, redis: Redis) -> None:
+    """After `stop` nothing of the worker is left in the store."""
+    async with running(StreamsLog(valkey_url, PARTITIONS)) as log:
+        async with member(log, "group") as consumer:
+            await settle(consumer)
+            assert await redis.exists(*(f"{keys.log_owner(p)}:group" for p in range(PARTITIONS))) == PARTITIONS
+        await log.append([Entry(LOCATIONS, "key", b"")])
+    assert sorted(await redis.keys("*")) == sorted([STREAM.encode(), b"nearcast:log:partitions"])

@@ -1,0 +1,312 @@
+"""The engine on a real log and a real store: from an event to a committed decision and an outbox entry."""
+
+import random
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from nearcast import keys, topics
+from nearcast.errors import Fenced
+from nearcast.events import Action, Cart, Consent, Erase, Event, Identify, Line, Location, Profile, Purchase
+from nearcast.ids import partition_of
+from nearcast.messages import Emitted, Message
+from server.log.base import EventLog
+from server.log.kafka import KafkaLog, KafkaOptions
+from server.log.streams import StreamsLog
+from server.world import WorldStore
+from tests.server.rig import PARTITIONS, Bench, Playback, committed, engine_on, records_of
+from tests.server.town import LAT, LNG, WORLD, metres_north
+
+NOW = 1_795_000_000_000
+
+
+@pytest.fixture(params=["streams", pytest.param("kafka", marks=pytest.mark.kafka)])
+async def log(request: pytest.FixtureRequest, redis: Redis, valkey_url: str) -> AsyncIterator[EventLog]:
+    """Each of the two event logs, empty."""
+    made: EventLog
+    if request.param == "streams":
+        made = StreamsLog(valkey_url, PARTITIONS)
+    else:
+        bootstrap = request.getfixturevalue("kafka_bootstrap")
+        made = KafkaLog(KafkaOptions(bootstrap=bootstrap), PARTITIONS)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def fix(uid: str, ts: int, metres: float = 0.0, **fields: Any) -> Location:
+    """A precise fix so many metres north of the store."""
+    return Location(
+        **{"id": uuid.uuid4().hex, "uid": uid, "ts": ts, "lat": metres_north(metres), "lng": LNG, "accuracy_m": 5.0}
+        | fields
+    )
+
+
+def consent(uid: str, ts: int, scope: Any = "websocket", granted: bool = True) -> Consent:
+    return Consent(id=uuid.uuid4().hex, uid=uid, ts=ts, scope=scope, granted=granted)
+
+
+def cart(uid: str, ts: int, sku: str = "beans") -> Cart:
+    return Cart(id=uuid.uuid4().hex, uid=uid, ts=ts, action="add", sku=sku, price_cents=1_299)
+
+
+async def test_walk_past_with_an_abandoned_cart(redis: Redis, log: EventLog) -> None:
+    """Someone with beans in the cart comes near the store that stocks them: one offer, for the beans, in the outbox."""
+    bench = Bench(redis, log)
+    async with bench.running():
+        await bench.send(consent("ann", NOW), cart("ann", NOW + 1))
+        await bench.caught_up()
+        await bench.send(fix("ann", NOW + 2, metres=500), fix("ann", NOW + 3, metres=80))
+        await bench.caught_up()
+    found = await committed(redis)
+    (decision,) = found.decisions.values()
+    assert (decision.outcome, decision.promotion, decision.sku) == ("offer", "abandoned", "beans")
+    assert decision.moment.trigger == "walk_past"
+    (message,) = found.outbox
+    assert isinstance(message, Message)
+    assert (message.customer, message.decision, message.store, message.fence) == ("ann", decision.id, "graben", "near")
+    assert [sent.message for sent in found.customers[decision.customer].customer.messages] == [message.id]
+    assert found.dead_letters == []
+
+
+@pytest.mark.parametrize(
+    ("setup", "reason"),
+    [
+        ([cart("ann", NOW)], "no_consent"),
+        ([consent("ann", NOW), cart("ann", NOW, "gone")], "out_of_stock"),
+        ([consent("ann", NOW), cart("ann", NOW), consent("ann", NOW, "all", granted=False)], None),
+        ([consent("ann", NOW), cart("ann", NOW), consent("ann", NOW, "location", granted=False)], None),
+    ],
+)
+async def test_nothing_is_offered(redis: Redis, valkey_url: str, setup: Sequence[Event], reason: str | None) -> None:
+    """Without consent or stock the decision is "nothing", with its reason; an opt-out leaves not even a moment."""
+    log = StreamsLog(valkey_url, PARTITIONS)
+    await log.start()
+    bench = Bench(redis, log)
+    async with bench.running():
+        await bench.send(*setup)
+        await bench.caught_up()
+        await bench.send(fix("ann", NOW + 3, metres=80))
+        await bench.caught_up()
+    await log.stop()
+    found = await committed(redis)
+    assert found.outbox == []
+    assert [decision.reason for decision in found.decisions.values()] == ([reason] if reason else [])
+    assert all(decision.outcome == "nothing" for decision in found.decisions.values())
+
+
+async def test_the_rest_of_the_path(redis: Redis, log: EventLog) -> None:
+    """Entry coupon, a promoted product within reach, and an alert for someone who dwells: all on one walk."""
+    bench = Bench(redis, log)
+    async with bench.running():
+        await bench.send(consent("ann", NOW), Profile(id="p", uid="ann", ts=NOW, loyalty="gold", name="Ann"))
+        await bench.caught_up()
+        near = fix("ann", NOW + 120_000, metres=10, accuracy_m=0.5, source="beacon")
+        await bench.send(fix("ann", NOW + 2), near)
+        await bench.caught_up()
+    found = await committed(redis)
+    offered = {(d.moment.trigger, d.outcome, d.promotion) for d in found.decisions.values() if d.promotion}
+    assert offered == {("enter", "offer", "welcome"), ("near_product", "offer", "grind"), ("dwell", "assist", "help")}
+    assert {entry.kind for entry in found.outbox if isinstance(entry, Message)} == {"offer", "assist"}
+
+
+async def test_bad_records_become_dead_letters(redis: Redis, log: EventLog) -> None:
+    """Nothing that a record holds stops its partition; the original bytes are kept, with the reason."""
+    bench = Bench(redis, log)
+    bad = {
+        b"\xff\xfe": "malformed_event",
+        b'{"uid":"ann","lat":91,"lng":0}': "malformed_event",
+        b'{"uid":"ann","lat":NaN,"lng":0}': "malformed_event",
+        b'{"uid":"ann","lat":1,"lng":1,"ts":9999999999999}': "event_from_the_future",
+        b" " * 70_000: "event_too_large",
+    }
+    async with bench.running():
+        for value in bad:
+            await bench.send_raw(topics.LOCATIONS, "ann", value)
+        stray = next(f"c{n}" for n in range(99) if partition_of(f"c{n}", PARTITIONS) != partition_of("ann", PARTITIONS))
+        await bench.send_raw(topics.LOCATIONS, "ann", f'{{"uid":"{stray}","lat":1,"lng":1}}'.encode())
+        await bench.send(fix("ann", NOW))
+        await bench.caught_up()
+    found = await committed(redis)
+    reasons = {letter[b"value"]: letter[b"reason"].decode() for letter in found.dead_letters}
+    assert {value: reasons[value] for value in bad} == bad
+    assert sorted(reasons.values()).count("wrong_partition") == 1
+    assert len(found.dead_letters) == len(bad) + 1
+    (known,) = found.customers.values()
+    assert known.presence.last_ms == NOW
+
+
+async def test_unknown_things_do_no_harm(redis: Redis, log: EventLog) -> None:
+    """Unknown customers, SKUs and stores are folded like any other; they are in no catalogue, so nothing follows."""
+    bench = Bench(redis, log)
+    async with bench.running():
+        await bench.send(
+            Purchase(id="b", uid="bob", ts=NOW, items=[Line(sku="never-heard-of", amount_cents=1)], store="nowhere"),
+            cart("bob", NOW, "never-heard-of"),
+            Action(id="v", uid="bob", ts=NOW, action="product_view", sku="never-heard-of"),
+            fix("bob", NOW, metres=0),
+        )
+        await bench.caught_up()
+    found = await committed(redis)
+    assert found.dead_letters == []
+    assert found.customers["bob"].customer.history.baskets == 1  # type: ignore[index]
+
+
+async def test_sign_in(redis: Redis, log: EventLog) -> None:
+    """An identify event sends the anonymous context on its way to the known customer, through the outbox."""
+    bench = Bench(redis, log)
+    async with bench.running():
+        await bench.send(Cart(id="a", anonymous_id="d7", ts=NOW, action="add", sku="beans"))
+        await bench.caught_up()
+        await bench.send(Identify(id="i", uid="ann", anonymous_id="d7", ts=NOW + 1))
+        await bench.caught_up()
+        (entry,) = (await committed(redis)).outbox
+        assert isinstance(entry, Emitted)
+        assert (entry.topic, entry.key) == (topics.FEEDBACK, "ann")
+        for _ in range(2):
+            await bench.send_raw(entry.topic, entry.key, bytes(entry.value))
+        await bench.caught_up()
+    customers = (await committed(redis)).customers
+    assert {sku: item.quantity for sku, item in customers["ann"].customer.cart.items()} == {"beans": 1}  # type: ignore[index]
+    assert customers["anon:d7"].customer.cart == {}  # type: ignore[index]
+
+
+async def test_erase_removes_every_key(redis: Redis, log: EventLog) -> None:
+    """After an erasure no key of the partition names the customer any more; later events start from nothing."""
+    bench = Bench(redis, log)
+    async with bench.running():
+        await bench.send(consent("ann", NOW), cart("ann", NOW))
+        await bench.caught_up()
+        await bench.send(fix("ann", NOW + 3, metres=80))
+        await bench.caught_up()
+        assert (await committed(redis)).decisions
+        await bench.send(Erase(id="gone", uid="ann", ts=NOW + 4))
+        await bench.caught_up()
+    assert [key async for key in redis.scan_iter(match=f"{keys.PREFIX}*ann*")] == []
+    assert [key async for key in redis.scan_iter(match=f"{keys.PREFIX}*decision:*")] == []
+
+
+async def test_restart_continues(redis: Redis, log: EventLog) -> None:
+    """A second engine goes on after the first one's last commit: nothing twice, nothing missed."""
+    events = [fix("ann", NOW + n, metres=400) for n in range(30)]
+    first = Bench(redis, log, batch_events=7)
+    async with first.running():
+        await first.send(*events[:17])
+        await first.caught_up()
+    second = Bench(redis, log, batch_events=7)
+    async with second.running():
+        await second.send(*events[17:], cart("ann", NOW + 50))
+        await second.caught_up()
+    found = await committed(redis)
+    (known,) = found.customers.values()
+    assert known.presence.last_ms == NOW + 29
+    assert known.customer.cart.keys() == {"beans"}
+
+
+async def test_a_fenced_engine_commits_nothing(redis: Redis) -> None:
+    """Once another has taken its partition, an engine's batch is refused as a whole."""
+    world = WorldStore(redis)
+    await world.put(WORLD)
+    slow, quick = engine_on(redis, Playback(), world), engine_on(redis, Playback(), world)
+    await slow._follow_assignment()
+    await quick._follow_assignment()
+    with pytest.raises(Fenced):
+        await slow.process(records_of([cart("ann", NOW)], NOW))
+    found = await committed(redis)
+    assert found.customers == {}
+    assert [key async for key in redis.scan_iter(match="*offsets")] == []
+    await quick.process(records_of([cart("ann", NOW)], NOW))
+    assert (await committed(redis)).customers
+
+
+async def test_a_defect_of_ours_costs_one_record(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event that makes our code fail becomes a dead letter; the same customer's other events are folded."""
+    world = WorldStore(redis)
+    await world.put(WORLD)
+    engine = engine_on(redis, Playback(), world)
+    await engine._follow_assignment()
+    monkeypatch.setattr("nearcast.fold._fold_profile", lambda *_: 1 / 0)
+    await engine.process(
+        records_of([cart("ann", NOW), Profile(id="p", uid="ann", name="x"), cart("ann", NOW + 1, "grinder")], NOW)
+    )
+    found = await committed(redis)
+    (letter,) = found.dead_letters
+    assert letter[b"reason"] == b"internal_error"
+    assert b"ZeroDivisionError" in letter[b"detail"]
+    (known,) = found.customers.values()
+    assert {sku: item.quantity for sku, item in known.customer.cart.items()} == {"beans": 1, "grinder": 1}
+
+
+def _shopping(seed: int) -> list[Event]:
+    """Three people's mixed events around the store, in a fixed order."""
+    chance = random.Random(seed)
+    events: list[Event] = []
+    for step in range(40):
+        uid = chance.choice(["ann", "bob", "cem"])
+        at = NOW + step * 20_000
+        kind = chance.randrange(6)
+        if kind == 0:
+            events.append(
+                Cart(id=f"{seed}-{step}", uid=uid, ts=at, action="add", sku=chance.choice(["beans", "grinder"]))
+            )
+        elif kind == 1:
+            scope = chance.choice(["websocket", "websocket", "sms", "all"])
+            events.append(Consent(id=f"{seed}-{step}", uid=uid, ts=at, scope=scope, granted=chance.random() < 0.9))  # type: ignore[arg-type]
+        elif kind == 2:
+            events.append(Profile(id=f"{seed}-{step}", uid=uid, ts=at, loyalty=chance.choice(["gold", "none"])))
+        else:
+            metres = chance.choice([0.0, 10.0, 60.0, 300.0])
+            source = "beacon" if chance.random() < 0.5 else "gps"
+            events.append(
+                fix(uid, at, metres, id=f"{seed}-{step}", accuracy_m=0.5 if source == "beacon" else 5.0, source=source)
+            )
+    return events
+
+
+async def _outcome(redis: Redis, events: Sequence[Event], cuts: Sequence[int]) -> bytes:
+    """Everything committed after working the events off in batches that end at `cuts`."""
+    await redis.flushdb()
+    world = WorldStore(redis)
+    await world.put(WORLD)
+    engine = engine_on(redis, Playback(), world)
+    await engine._follow_assignment()
+    records = records_of(events, NOW + 3_600_000)
+    ends = [*sorted(cuts), len(records)]
+    for first, last in zip([0, *ends], ends, strict=False):
+        if first < last:
+            await engine.process(records[first:last])
+    found = await committed(redis)
+    outbox = sorted(found.outbox, key=lambda entry: entry.id if isinstance(entry, Message) else entry.key)
+    return msgspec.json.encode(
+        [sorted(found.customers.items()), sorted(found.decisions.items()), outbox], order="deterministic"
+    )
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(seed=st.integers(0, 1_000), cuts=st.lists(st.integers(0, 40), max_size=8))
+async def test_batch_invariance(redis: Redis, seed: int, cuts: list[int]) -> None:
+    """However a log is cut into batches, states, decisions, ids and outbox are those of one event at a time."""
+    events = _shopping(seed)
+    assert await _outcome(redis, events, cuts) == await _outcome(redis, events, range(len(events)))
+
+
+async def test_batch_invariance_means_something(redis: Redis) -> None:
+    """The events of the property above do lead to offers and to suppressed ones."""
+    outcomes = set()
+    for seed in range(12):
+        await _outcome(redis, _shopping(seed), [])
+        outcomes |= {(decision.outcome, decision.reason) for decision in (await committed(redis)).decisions.values()}
+    assert ("offer", None) in outcomes
+    assert len({reason for outcome, reason in outcomes if outcome == "nothing"}) >= 2
+
+
+def test_town_is_where_it_says() -> None:
+    """A metre in the town's latitudes is a metre."""
+    assert metres_north(0) == LAT
+    assert (metres_north(1_000) - LAT) * 111_195 == pytest.approx(1_000)
