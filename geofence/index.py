@@ -92,10 +92,6 @@ class FenceIndex:
                 found[point] += (ordinal,)
         return [tuple(sorted(ordinals)) if len(ordinals) > 1 else ordinals for ordinals in found]
 
-    def contains(self, fence: FenceId, lat: float, lng: float) -> bool:
-        """The exact test of one position against one fence."""
-        return bool(self._compiled[fence].shape.contain(np.array([lat]), np.array([lng]))[0])
-
     def distance_m(self, fence_id: FenceId, lat: float, lng: float) -> float:
         """Metres from the position to the fence; 0 inside."""
         return self._compiled[fence_id].shape.distance_m(lat, lng)

@@ -223,7 +223,7 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     what: What = What()
     when: When = When()
     #: What one redemption is worth to the retailer after the discount; ranks offers together with the propensity.
-    value_cents: Annotated[int, msgspec.Meta(ge=0)] = 100
+    value_cents: Cents = 100
     #: How long the moment lasts: a message not sent by then is not sent at all.
     deadline_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 300.0
     #: How long the coupon can be redeemed after it was offered.

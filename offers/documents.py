@@ -14,6 +14,7 @@ import yaml
 
 MAX_DEPTH = 32
 Path = tuple[str | int, ...]
+#: With libyaml where PyYAML was built with it, which is about ten times faster.
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 #: Half of a character beyond U+FFFF as JSON escapes it; YAML knows no such halves.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -79,7 +80,7 @@ def read_document(text: str) -> Document:
 def _trace_json(text: str) -> yaml.Node | None:
     """The nodes of a JSON text; only made when a line is asked for, as that takes far longer than reading it."""
     try:
-        # A tab can stand between JSON tokens but not between all YAML ones; raw ones inside strings are not JSON.
+        # Tabs may stand between JSON's tokens, but without libyaml not between YAML's. Strings of JSON have none.
         return _compose(_SURROGATE.sub(r"\\u003f", text.replace("\t", " ")))[0]
     except (UnreadableError, yaml.YAMLError):
         # Valid JSON that YAML can't read (a raw DEL character, say): everything is in line 1.

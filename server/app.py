@@ -33,6 +33,7 @@ from nearcast import metrics, topics
 from nearcast.clock import Clock, SystemClock
 from nearcast.fold import FoldRules
 from nearcast.messages import Message
+from nearcast.world import Cap
 from offers.loading import load_world
 from offers.policy import Policy, QuietHours
 from server.api.app import create_app
@@ -169,7 +170,10 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             opt_outs=OptOuts(redis, settings.partitions),
             streams=ChannelStreams(redis, node, clock),
             links=LinkSigner(secrets.link.encode()),
-            policy=Policy(quiet_hours=QuietHours(starts=quiet[0], ends=quiet[1]) if quiet else None),
+            policy=Policy(
+                caps=(Cap(count=settings.offers_per_day, period_s=86_400),),
+                quiet_hours=QuietHours(starts=quiet[0], ends=quiet[1]) if quiet else None,
+            ),
             node=node,
         )
 
@@ -326,6 +330,7 @@ async def _open_api(core: Core, desk: Desk, doors: AsyncExitStack) -> None:
             log_config=None,
             access_log=False,
             lifespan="off",
+            server_header=False,
             timeout_graceful_shutdown=10,
         )
     )

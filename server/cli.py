@@ -104,10 +104,9 @@ def world() -> None:
 @click.argument("files", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
 def check_world(files: tuple[Path, ...]) -> None:
     """Check FILES, together, as the server would; names file, line and field of what is wrong."""
-    from channels.templates import check_words
     from offers.loading import load_world
     from offers.worldfile import WorldFile, check_references
-    from server.world import build
+    from server.world import build, template_faults
 
     worlds = []
     problems = []
@@ -125,7 +124,7 @@ def check_world(files: tuple[Path, ...]) -> None:
     )
     if not problems:
         problems += check_references(merged)
-        problems += [f"promotion {each.id!r}: {fault}" for each in merged.promotions for fault in check_words(each)]
+        problems += template_faults(merged)
         try:
             build(0, merged)
         except InputError as error:

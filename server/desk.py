@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
-from nearcast import keys
+from nearcast import keys, metrics
 from nearcast.clock import Clock
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
@@ -85,10 +85,11 @@ class Desk:
     async def accept(self, events: Sequence[IntakeEvent]) -> list[EventId]:
         """Put events from outside into the log. Withdrawn consent holds at once, as if withdrawn by `consent`."""
         for event in events:
-            self._intake.check(event)
             if isinstance(event, Consent) and not event.granted:
-                await self._opt_outs.withdraw(event.customer, event.scope, event.ts or self.clock.now_ms())
-        return await self._intake.append(events)
+                await self._opt_outs.withdraw(event.customer, event.scope, event.ts)
+        ids = await self._intake.append(events)
+        metrics.INTAKE.labels("accepted").inc(len(ids))
+        return ids
 
     async def put_world(self, items: WorldFile) -> int:
         return await self._world.put(items)

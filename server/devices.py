@@ -13,9 +13,10 @@ from redis.asyncio import Redis
 from channels.gateway.backend import Identity
 from nearcast import keys
 from nearcast.errors import Forbidden, InputError, NotFound
-from nearcast.events import Action, Cart, Consent, Id, Location, decode_intake
+from nearcast.events import Action, Cart, Consent, Id, Location
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, message_id
 from server.desk import Desk
+from server.intake import prepare
 from server.store import reaching_store, text
 
 _ALERT_TTL_S = 86_400
@@ -90,7 +91,7 @@ class DeviceBackend:
 
     async def _event(self, identity: Identity, data: bytes) -> Ids:
         own = _customer_of(identity)
-        event = decode_intake(data)
+        event = prepare(data, self._desk.clock.now_ms())
         if event.customer != own:
             raise Forbidden("not_your_event", "a device may send events of its own customer only", "uid")
         if not isinstance(event, _FROM_DEVICES):

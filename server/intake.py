@@ -6,38 +6,47 @@ An event is acknowledged only once the log has it. Each gets an id (so that a re
 import uuid
 from collections.abc import Sequence
 
-from nearcast import metrics
+import msgspec
+
 from nearcast.clock import Clock
 from nearcast.errors import InputError
-from nearcast.events import MAX_AHEAD_MS, TOPIC_OF, Event, IntakeEvent, encode
+from nearcast.events import MAX_AHEAD_MS, MAX_EVENT_BYTES, TOPIC_OF, Event, IntakeEvent, decode_intake, encode
 from nearcast.ids import EventId
 from server.log.base import Entry, EventLog
 
 
+def prepare(value: bytes | msgspec.Raw, now_ms: int) -> IntakeEvent:
+    """The event that a client sent, with an id and a time. Raises `InputError`."""
+    size = len(memoryview(value))
+    if size > MAX_EVENT_BYTES:
+        raise InputError("event_too_large", f"an event may have {MAX_EVENT_BYTES} bytes, this one has {size}")
+    event = decode_intake(value)
+    if event.ts > now_ms + MAX_AHEAD_MS:
+        raise InputError(
+            "event_from_the_future", f"`ts` is {event.ts - now_ms} ms ahead; {MAX_AHEAD_MS} are allowed", "$.ts"
+        )
+    _complete(event, now_ms)
+    return event
+
+
 class Intake:
-    """Checks what only the clock can tell, and appends to the log."""
+    """Appends events to the log: those from outside, once prepared, and those that nearcast itself writes."""
 
     def __init__(self, log: EventLog, clock: Clock) -> None:
         self._log = log
         self._clock = clock
 
-    def check(self, event: IntakeEvent) -> None:
-        """Raise `InputError` for an event whose time lies ahead of ours by more than clocks differ."""
-        ahead_ms = event.ts - self._clock.now_ms()
-        if ahead_ms > MAX_AHEAD_MS:
-            metrics.INTAKE.labels("rejected").inc()
-            raise InputError(
-                "event_from_the_future", f"`ts` is {ahead_ms} ms ahead of now; {MAX_AHEAD_MS} are allowed", "ts"
-            )
-
     async def append(self, events: Sequence[Event]) -> list[EventId]:
-        """Append events of any kind, nearcast's own included; missing ids and times are filled in."""
+        """Append events; missing ids and times are filled in. Durable when it returns. Raises `Unavailable`."""
         now_ms = self._clock.now_ms()
         for event in events:
-            if event.id is None:
-                event.id = uuid.uuid4().hex
-            if event.ts == 0:
-                event.ts = now_ms
+            _complete(event, now_ms)
         await self._log.append([Entry(TOPIC_OF[type(event)], event.customer, encode(event)) for event in events])
-        metrics.INTAKE.labels("accepted").inc(len(events))
         return [event.event_id for event in events]
+
+
+def _complete(event: Event, now_ms: int) -> None:
+    if event.ts == 0:
+        event.ts = now_ms
+    if event.id is None:
+        event.id = uuid.uuid4().hex

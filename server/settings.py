@@ -19,7 +19,7 @@ PREFIX = "NEARCAST_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 Role = Literal["api", "engine", "dispatcher", "gateway"]
-KeyRole = Literal["intake", "pos", "admin", "staff"]
+KeyRole = Literal["intake", "pos", "admin", "staff", "metrics"]
 
 
 class Settings(BaseSettings):
@@ -70,7 +70,9 @@ class Settings(BaseSettings):
         description="Exact origins that browsers may connect to the gateway from. Apps send no Origin and need none.",
     )
     api_keys: dict[KeyRole, SecretStr] = Field(
-        {}, description="One key per role; needed with an outside Redis, generated in the data directory otherwise."
+        {},
+        description="One key per role; needed with an outside Redis, generated in the data directory otherwise. "
+        "With a key for `metrics`, /metrics asks for it.",
     )
     token_secret: SecretStr | None = Field(None, description="Signs device and staff tokens (HS256), 32 bytes or more.")
     coupon_secret: SecretStr | None = Field(None, description="Makes coupon codes unguessable, 32 bytes or more.")
@@ -86,6 +88,9 @@ class Settings(BaseSettings):
     )
     cart_abandoned_after_s: float = Field(
         1_800, gt=0, description="Seconds an online cart must lie untouched to count as abandoned."
+    )
+    offers_per_day: int = Field(
+        6, ge=1, description="Most offers to one customer in any 24 hours, all promotions together."
     )
     quiet_hours: str = Field(
         "21:00-08:00", description="No offers in this window of the customer's local time; empty: none are quiet."

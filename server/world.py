@@ -14,6 +14,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.typing import EncodableT, FieldT
 
+from channels.templates import check_words
 from geofence.displays import display_fences
 from geofence.index import FenceIndex
 from nearcast import keys
@@ -77,6 +78,9 @@ class WorldStore:
         problems = [] if dangling else check_references(merged)
         if problems:
             raise InputError("unknown_reference", "; ".join(problems[:20]))
+        faults = template_faults(items)
+        if faults:
+            raise InputError("broken_template", "; ".join(faults[:20]))
         await asyncio.to_thread(build, 0, merged)
         with reaching_store():
             async with self._redis.pipeline(transaction=True) as pipe:
@@ -172,6 +176,11 @@ class WorldStore:
             except Unavailable as error:
                 logger.warning("keeping world version %d: %s", self._current.version, error)
             await asyncio.sleep(_POLL_S)
+
+
+def template_faults(items: WorldFile) -> list[str]:
+    """What is wrong with the words of promotions, one sentence each."""
+    return [f"promotion {each.id!r}: {fault}" for each in items.promotions for fault in check_words(each)]
 
 
 def _id(item: Item) -> str:

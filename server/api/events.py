@@ -4,29 +4,18 @@ What is answered as accepted is durably in the log. One bad event in a batch is 
 the others. Events without an id get one, which makes a repeated request a new event: callers who retry send ids.
 """
 
-import uuid
 from collections.abc import Iterable
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
-from nearcast.clock import Clock
 from nearcast.errors import InputError
-from nearcast.events import (
-    MAX_AHEAD_MS,
-    MAX_EVENT_BYTES,
-    Cart,
-    Consent,
-    IntakeEvent,
-    Location,
-    Profile,
-    decode_intake,
-    split_batch,
-)
+from nearcast.events import Cart, Consent, IntakeEvent, Location, Profile, split_batch
 from nearcast.ids import EventId
 from nearcast.metrics import INTAKE
 from server.api.auth import Allow, Behind
 from server.api.bodies import accepts, answer
+from server.intake import prepare
 
 router = APIRouter(tags=["events"])
 
@@ -77,7 +66,7 @@ async def accept_events(request: Request, services: Behind) -> Response:
 
 async def _accept_one(body: bytes, services: Behind) -> Response:
     try:
-        event = _prepared(body, services.clock)
+        event = prepare(body, services.clock.now_ms())
     except InputError as error:
         INTAKE.labels(error.reason).inc()
         raise
@@ -91,7 +80,7 @@ async def _accept_batch(items: Iterable[msgspec.Raw], services: Behind) -> Respo
     rejected: list[Rejection] = []
     for index, item in enumerate(items):
         try:
-            event = _prepared(item, services.clock)
+            event = prepare(item, services.clock.now_ms())
         except InputError as error:
             INTAKE.labels(error.reason).inc()
             rejected.append(Rejection(index=index, reason=error.reason, detail=error.detail))
@@ -103,21 +92,3 @@ async def _accept_batch(items: Iterable[msgspec.Raw], services: Behind) -> Respo
         await services.accept(events)
     result = BatchResult(accepted=len(events), ids=ids, rejected=rejected)
     return answer(result, 200 if rejected else 202)
-
-
-def _prepared(value: bytes | msgspec.Raw, clock: Clock) -> IntakeEvent:
-    """The event, with an id and a time. Raises `InputError`."""
-    size = len(memoryview(value))
-    if size > MAX_EVENT_BYTES:
-        raise InputError("event_too_large", f"an event may have {MAX_EVENT_BYTES} bytes, this one has {size}")
-    event = decode_intake(value)
-    now_ms = clock.now_ms()
-    if event.ts == 0:
-        event.ts = now_ms
-    elif event.ts > now_ms + MAX_AHEAD_MS:
-        raise InputError(
-            "event_from_the_future", f"`ts` is {event.ts - now_ms} ms ahead; {MAX_AHEAD_MS} are allowed", "$.ts"
-        )
-    if event.id is None:
-        event.id = uuid.uuid4().hex
-    return event

@@ -14,7 +14,7 @@ from tests.geofence.places import PENTAGONS, circles, expected, points_around, p
 
 
 @given(spots().flatmap(lambda spot: circles(spot) | polygons(spot)), st.integers(0, 2**32 - 1))
-@settings(max_examples=80)
+@settings(max_examples=50)
 def test_never_misses_and_never_lies(geometry: Geometry, seed: int) -> None:
     """A point inside is below a cell of the cover; a point below a sure cell is inside."""
     cells = cover(compile_geometry(geometry))

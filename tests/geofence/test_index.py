@@ -44,7 +44,7 @@ def assert_exact(geometries: list[Geometry], lats: np.ndarray, lngs: np.ndarray)
 
 
 @given(worlds(), st.integers(0, 2**32 - 1))
-@settings(max_examples=120)
+@settings(max_examples=80)
 def test_agreement(geometries: list[Geometry], seed: int) -> None:
     """Circles and polygons with holes, slivers, poles, antimeridian, pentagons: 100 % agreement with the oracles."""
     rng = np.random.default_rng(seed)
@@ -87,6 +87,15 @@ def test_a_polygon_around_the_pole() -> None:
     lats = np.concatenate((rng.uniform(89.3, 90.0, 300), [90.0, 90.0, 89.5, 89.5]))
     lngs = np.concatenate((rng.uniform(-180, 180, 300), [180.0, 33.0, -180.0, 180.0]))
     assert_exact([polar, Circle((77.0, 90.0), 40_000.0), Circle((-10.0, 89.9), 11_000.0)], lats, lngs)
+
+
+def test_a_pole_has_every_longitude() -> None:
+    """A fence that ends in a corner or an edge at a pole holds the pole, whatever longitude a device gives it."""
+    north = Polygon([[(0.0, 89.0), (90.0, 89.0), (45.0, 90.0), (0.0, 89.0)]])
+    south = Polygon([[(0.0, -89.0), (0.0, -90.0), (90.0, -90.0), (90.0, -89.0), (0.0, -89.0)]])
+    index = FenceIndex.build([fence(north, "n"), fence(south, "s")])
+    lats, lngs = np.array([90.0, -90.0, 89.99, -89.99, 90.0]), np.array([-120.0, -120.0, -120.0, -120.0, 180.0])
+    assert index.match(lats, lngs) == [(0,), (1,), (), (), (0,)]
 
 
 def test_the_antimeridian_has_two_names() -> None:

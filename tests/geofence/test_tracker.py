@@ -223,7 +223,7 @@ def walks(draw: st.DrawFn) -> list[Location]:
 
 
 @given(walks(), st.integers(0, 2**32 - 1))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_grouping(walk: list[Location], seed: int) -> None:
     """The same fixes singly or in any batches, the state stored in between: same transitions, same presence."""
     rng = np.random.default_rng(seed)
@@ -241,7 +241,7 @@ def test_any_grouping(walk: list[Location], seed: int) -> None:
 
 
 @given(walks())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_transitions_add_up(walk: list[Location]) -> None:
     """Enter, at most one dwell, exit, enter ...; what was entered and not left is the presence; parents hold."""
     presence = Presence()

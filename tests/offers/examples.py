@@ -22,15 +22,9 @@ TENT, STOVE, BOOTS = Sku("tent"), Sku("stove"), Sku("boots")
 
 STORE = Store(id=SHOP, name="Shop", lat=48.2, lng=16.37, time_zone="Europe/Vienna")
 PRODUCTS = [
-    Product(sku=TENT, name="Tent", segment="camping", price_cents=20_000),
-    Product(
-        sku=STOVE,
-        name="Stove",
-        segment="camping",
-        price_cents=5_000,
-        displays=[Display(store=SHOP, lat=48.2, lng=16.37)],
-    ),
-    Product(sku=BOOTS, name="Boots", segment="shoes", price_cents=12_000),
+    Product(sku=TENT, name="Tent", segment="camping", displays=[Display(store=SHOP, lat=48.2, lng=16.37)]),
+    Product(sku=STOVE, name="Stove", segment="camping"),
+    Product(sku=BOOTS, name="Boots", segment="shoes"),
 ]
 ALL_IN_STOCK = {(SHOP, TENT): 3, (SHOP, STOVE): 3, (SHOP, BOOTS): 3}
 

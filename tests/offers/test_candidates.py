@@ -97,12 +97,12 @@ def test_most_relevant_things_first() -> None:
     """First what the customer showed interest in, then the segments they buy from most, displayed things first."""
     world = catalogue(promotion(trigger="enter", what=What(segments=["camping", "shoes"])))
     enter = moment(trigger="enter")
-    assert skus(enter, customer(), world) == [STOVE, TENT, BOOTS]
-    assert skus(enter, customer(viewed={BOOTS: NOW_MS}), world) == [BOOTS, STOVE, TENT]
-    ann = customer(wishlist={TENT: NOW_MS})
+    assert skus(enter, customer(), world) == [TENT, STOVE, BOOTS]
+    assert skus(enter, customer(viewed={BOOTS: NOW_MS}), world) == [BOOTS, TENT, STOVE]
+    ann = customer(wishlist={STOVE: NOW_MS})
     ann.history.segments["shoes"] = SegmentHistory(baskets=1)
     ann.history.segments["shoes"].recent.add(1.0, NOW_MS - HOUR_MS)
-    assert skus(enter, ann, world) == [TENT, BOOTS, STOVE]
+    assert skus(enter, ann, world) == [STOVE, BOOTS, TENT]
 
 
 def test_newest_cart_item_first() -> None:

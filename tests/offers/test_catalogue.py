@@ -35,7 +35,7 @@ def test_indexes() -> None:
     assert [deal.id for deal in found.by_trigger["walk_past"]] == ["a", "b"]
     assert [deal.id for deal in found.by_trigger["exit"]] == ["c"]
     assert found.skus_of_segment == {"camping": (STOVE, TENT), "shoes": (BOOTS,)}
-    assert found.on_display == {(SHOP, "camping"): (STOVE,)}
+    assert found.on_display == {(SHOP, "camping"): (TENT,)}
     assert found.segments[TENT] == "camping"
 
 

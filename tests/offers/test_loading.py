@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nearcast.errors import InputError
 from nearcast.world import Circle, Fence, Promotion
+from offers import documents
 from offers.loading import (
     MAX_TOLD,
     InvalidWorldFile,
@@ -137,6 +138,7 @@ def test_a_file_that_is_wrong_all_over_tells_the_first_mistakes() -> None:
         ("[" * 100_000, 1, "nested deeper than 32 levels"),
         ('{"stores":' * 100_000, 1, "nested deeper than 32 levels"),
         ("stores:\n" + "  - [" + "[" * 40 + "]" * 41, 2, "nested deeper than 32 levels"),
+        ("stock:\n  5\n", 1, "must be a list"),
         ("- stores", 1, "a file is a set of sections"),
         ("5", 1, "a file is a set of sections"),
         ("stores: []\nstock: []\nstores: []\n", 3, "`stores` is given twice"),
@@ -171,8 +173,10 @@ def test_json_and_yaml_describe_the_same_world(indent: int | str | None) -> None
     assert load_world(yaml.safe_dump(content), "w.yaml") == WORLD
 
 
-def test_mistakes_in_json_have_lines_too() -> None:
-    """JSON is traced to its lines, also past characters that JSON escapes in two halves."""
+@pytest.mark.parametrize("loader", [yaml.CSafeLoader, yaml.SafeLoader])
+def test_mistakes_in_json_have_lines_too(loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON is traced to its lines, past characters it escapes in two halves; with libyaml or without."""
+    monkeypatch.setattr(documents, "_Loader", loader)
     text = json.dumps({"products": [{"sku": "\U0001f389", "name": "A", "segment": "s", "colour": "red"}]}, indent="\t")
     assert "\\ud83c" in text
     with pytest.raises(InvalidWorldFile) as caught:

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from uuid import uuid4
 
@@ -164,20 +165,35 @@ async def _round_trip(bootstrap: str) -> bool:
 
 async def create_topics(bootstrap: str, partitions: dict[str, int]) -> None:
     """Create topics, by name and number of partitions; one that exists stays as it is."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
+    async with _admin(bootstrap) as admin:
         await admin.create_topics([NewTopic(name, count, 1) for name, count in partitions.items()])
-    finally:
-        await admin.close()
+        await _poll(admin, lambda topics: partitions.keys() <= topics)
 
 
 async def delete_topics(bootstrap: str) -> None:
-    """Delete every topic but the broker's own."""
+    """Delete every topic but the broker's own; nobody sees them any more when this returns."""
+    async with _admin(bootstrap) as admin:
+        if names := _own(await admin.list_topics()):
+            await admin.delete_topics(sorted(names))
+            await _poll(admin, lambda topics: not _own(topics))
+
+
+@contextlib.asynccontextmanager
+async def _admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
-        if names := [name for name in await admin.list_topics() if not name.startswith("__")]:
-            await admin.delete_topics(names)
+        yield admin
     finally:
         await admin.close()
+
+
+async def _poll(admin: AIOKafkaAdminClient, condition: Callable[[set[str]], bool]) -> None:
+    """Wait until the broker's list of topics shows what its controller has already done."""
+    async with asyncio.timeout(STOP_WITHIN_S):
+        while not condition(set(await admin.list_topics())):
+            await asyncio.sleep(0.02)
+
+
+def _own(topics: Iterable[str]) -> set[str]:
+    return {name for name in topics if not name.startswith("__")}
