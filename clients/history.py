@@ -19,6 +19,8 @@ TODAY = 4
 PAST = 60
 #: Groups that are no things on a shelf: fuel, discounts, gift cards.
 _NOT_SHELVED = ("COUPON", "FUEL", "MISCELLANEOUS", "MISC SALES TRAN", "TRAVEL & LEISURE", "RESTAURANT", "SALAD BAR")
+#: Not to be promoted.
+_NOT_PROMOTED = ("CIGARETTES", "CIGARS", "TOBACCO OTHER")
 #: How shops say what the data's commonest product types say in trade shorthand.
 _PLAIN_NAMES = {
     "BEERALEMALT LIQUORS": "Beer",
@@ -146,7 +148,11 @@ def _items(lines: Any, products: Any) -> dict[str, Item]:
     items = {}
     for product_id, median in price.items():
         row = products.loc[product_id]
-        if row["department"] in _NOT_SHELVED or not isinstance(row["product_type"], str):
+        if (
+            row["product_category"] in _NOT_PROMOTED
+            or row["department"] in _NOT_SHELVED
+            or not isinstance(row["product_type"], str)
+        ):
             continue
         sku = str(product_id)
         variant = row["package_size"] if isinstance(row["package_size"], str) else ""

@@ -23,6 +23,8 @@ from nearcast.events import Action, Cart, IntakeEvent, Location, Purchase
 
 WALK_M_S = 1.4
 FIX_MS = 1_000
+#: The shoppers' devices report for the first time within these first seconds, one after the other.
+_APPEAR_MS = 4_000
 GPS_ACCURACY_M = 5.0
 BEACON_ACCURACY_M = 1.0
 SHELF_ACCURACY_M = 0.3
@@ -157,7 +159,7 @@ class Simulation:
     ) -> None:
         self._now_ms = start_ms
         self._shoppers = [
-            _Shopper(retailer, walk, start_ms + index * FIX_MS // max(len(walks), 1), seed, time_lapse)
+            _Shopper(retailer, walk, start_ms + index * _APPEAR_MS // max(len(walks), 1), seed, time_lapse)
             for index, walk in enumerate(walks)
         ]
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
-from tests.services.kafka import KafkaBroker, choose_broker, delete_topics
+from tests.services.kafka import KafkaBroker, delete_topics, missing_for_kafka
 from tests.services.valkey import ValkeyProcess
 
 TASKS_END_WITHIN_S = 1.0
@@ -29,10 +29,8 @@ def pytest_report_header() -> str:
     """Say which Kafka broker the run is against."""
     if _SERVICES["NEARCAST_TEST_KAFKA"]:
         return "kafka broker: the one that NEARCAST_TEST_KAFKA names"
-    try:
-        return f"kafka broker: {choose_broker()}"
-    except RuntimeError as error:
-        return f"kafka broker: none ({error})"
+    missing = missing_for_kafka()
+    return f"kafka broker: {f'none, {missing}' if missing else 'Apache Kafka of this session'}"
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +80,10 @@ async def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
     if _SERVICES["NEARCAST_TEST_KAFKA"]:
         yield None
         return
+    if missing := missing_for_kafka():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no Kafka: {missing}")
+        pytest.skip(f"no Kafka: {missing}")
     broker = KafkaBroker(tmp_path_factory.mktemp("kafka"))
     await broker.start()
     yield broker

@@ -61,7 +61,10 @@ async function main() {
   });
 
   if (scene.staff) {
-    const tablet = new Tablet(document.getElementById("tablet"), scene.staff);
+    const tablet = new Tablet(document.getElementById("tablet"), scene.staff, (fence) => {
+      const found = scene.fences.features.find(({ properties }) => properties.id === fence);
+      return found?.properties.name ?? "";
+    });
     tablet.client = connect(scene, (fresh) => fresh.staff.token, (push) => tablet.receive(push));
   }
 

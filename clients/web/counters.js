@@ -67,5 +67,5 @@ function fillTrio(element, parts) {
       return span;
     }),
   );
-  element.querySelector(".small").textContent = "from handing in the event until the phone has the push";
+  element.querySelector(".small").textContent = "from handing over the event to holding the push";
 }

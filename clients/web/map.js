@@ -23,15 +23,18 @@ class View {
     this.layer = document.createElement("canvas");
     this.dots = new Map();
     this.origin = scene.stores[0];
+    this.turn = 0;
     this.stale = true;
     new ResizeObserver(() => (this.stale = true)).observe(canvas);
     dark.addEventListener("change", () => (this.stale = true));
   }
 
-  /** Metres east and south of the origin. */
+  /** Metres east and south of the origin, turned by `this.turn` (radians) around it. */
   metres(lat, lng) {
-    const x = (lng - this.origin.lng) * METRES_PER_DEGREE * Math.cos((this.origin.lat * Math.PI) / 180);
-    return [x, (this.origin.lat - lat) * METRES_PER_DEGREE];
+    const east = (lng - this.origin.lng) * METRES_PER_DEGREE * Math.cos((this.origin.lat * Math.PI) / 180);
+    const south = (this.origin.lat - lat) * METRES_PER_DEGREE;
+    const [sin, cos] = [Math.sin(this.turn), Math.cos(this.turn)];
+    return [east * cos - south * sin, east * sin + south * cos];
   }
 
   pixels(lat, lng) {
@@ -187,7 +190,9 @@ export class CityView extends View {
   paint(context, width, height) {
     const ends = (this.scene.streets ?? []).flat().map(([lat, lng]) => this.metres(lat, lng));
     const shops = this.scene.stores.map(({ lat, lng }) => this.metres(lat, lng));
-    this.fit(boundsOf([...ends, ...shops]), 18);
+    const reach = Math.max(0, ...this.scene.fences.features.map(({ properties }) => properties.radius_m ?? 0));
+    const around = shops.flatMap(([x, y]) => [[x - reach, y - reach], [x + reach, y + reach]]);
+    this.fit(boundsOf([...ends, ...around]), 8);
     context.fillStyle = colour("block");
     context.fillRect(0, 0, width, height);
     context.strokeStyle = colour("street");
@@ -223,12 +228,14 @@ export class CityView extends View {
     context.textAlign = "center";
     context.lineJoin = "round";
     for (const { name, lat, lng } of this.scene.stores) {
-      const [x, y] = this.pixels(lat, lng);
+      const half = context.measureText(name).width / 2 + 4;
+      const [middle, y] = this.pixels(lat, lng);
+      const x = Math.min(Math.max(middle, half), width - half);
       context.lineWidth = 4;
       context.strokeStyle = colour("block");
-      context.strokeText(name, x, y - 24 * this.scale - 8);
+      context.strokeText(name, x, y - 24 * this.scale - 10);
       context.fillStyle = colour("ink");
-      context.fillText(name, x, y - 24 * this.scale - 8);
+      context.fillText(name, x, y - 24 * this.scale - 10);
     }
   }
 
@@ -273,8 +280,10 @@ export class FloorView extends View {
     const building = this.scene.fences.features.find(
       ({ properties }) => properties.store === this.store && properties.kind === "store",
     );
-    const corners = building.geometry.coordinates.flat(1).map(([lng, lat]) => this.metres(lat, lng));
-    this.fit(boundsOf(corners), 16);
+    const ring = building.geometry.coordinates[0];
+    this.turn = 0;
+    this.turn = -levelOf(ring.map(([lng, lat]) => this.metres(lat, lng)));
+    this.fit(boundsOf(ring.map(([lng, lat]) => this.metres(lat, lng))), 14);
     context.fillStyle = colour("block");
     context.fillRect(0, 0, width, height);
     const here = (feature) => feature.properties.store === this.store;
@@ -291,7 +300,6 @@ export class FloorView extends View {
       context.strokeStyle = colour("line");
       context.fill();
       context.stroke();
-      if (here(feature)) this.nameDepartment(context, feature);
     });
     context.fillStyle = colour("display");
     for (const { store, lat, lng } of this.scene.displays) {
@@ -301,15 +309,23 @@ export class FloorView extends View {
       context.roundRect(x - 2.5, y - 2.5, 5, 5, 1.5);
       context.fill();
     }
+    for (const feature of this.scene.fences.features) {
+      if (feature.properties.kind === "department" && here(feature)) this.nameDepartment(context, feature);
+    }
   }
 
   nameDepartment(context, feature) {
     const ring = feature.geometry.coordinates[0].map(([lng, lat]) => this.pixels(lat, lng));
-    const [x0, y0, x1] = boundsOf(ring);
-    context.font = "600 11px system-ui, sans-serif";
+    const [x0, y0, x1, y1] = boundsOf(ring);
+    const place = [feature.properties.name, (x0 + x1) / 2, (y0 + y1) / 2 + 4];
+    context.font = "600 12px system-ui, sans-serif";
     context.textAlign = "center";
+    context.lineJoin = "round";
+    context.lineWidth = 5;
+    context.strokeStyle = colour("department");
+    context.strokeText(...place);
     context.fillStyle = colour("soft");
-    context.fillText(feature.properties.name, (x0 + x1) / 2, y0 - 3);
+    context.fillText(...place);
   }
 
   draw(now) {
@@ -326,7 +342,7 @@ export class FloorView extends View {
         const [x, y] = this.metres(geometry.coordinates[1], geometry.coordinates[0]);
         return Math.hypot(x - point[0], y - point[1]) <= properties.radius_m;
       }
-      return geometry.coordinates.some((ring) => inside(ring.map(([a, b]) => this.metres(b, a)), point));
+      return inside(geometry.coordinates[0].map(([a, b]) => this.metres(b, a)), point);
     });
     const found = Object.fromEntries(around.map(({ properties }) => [properties.kind, properties]));
     const shop = this.scene.stores.find(({ id }) => id === (found.store ?? found.vicinity)?.store)?.name;
@@ -334,6 +350,15 @@ export class FloorView extends View {
     if (found.store) return `In ${shop}`;
     return found.vicinity ? `Near ${shop}` : "Out in the city";
   }
+}
+
+/** The angle of a building's front: that of its longest wall, within 45 degrees of level. */
+function levelOf(corners) {
+  const walls = corners.slice(1).map(([x, y], index) => [x - corners[index][0], y - corners[index][1]]);
+  const [dx, dy] = walls.reduce((longest, wall) => (Math.hypot(...wall) > Math.hypot(...longest) ? wall : longest));
+  const quarter = Math.PI / 2;
+  const angle = Math.atan2(dy, dx);
+  return angle - quarter * Math.round(angle / quarter);
 }
 
 function inside(ring, [x, y]) {

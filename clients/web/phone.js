@@ -73,7 +73,8 @@ class Offer {
     this.coupon = null;
     this.arrived = Date.now();
     this.element = element("li", "offer unread");
-    const place = push.store_name ? ` · ${push.store_name}` : "";
+    // Indoors the phone's own header says where; around the corner the shop is the news.
+    const place = push.trigger === "walk_past" && push.store_name ? ` · ${push.store_name}` : "";
     const kicker = element("p", "kicker", `${OCCASIONS[push.trigger] ?? "For you"}${place}`);
     this.body = element("p", "body", push.body);
     this.body.hidden = true;

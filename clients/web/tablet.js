@@ -6,8 +6,10 @@ const MAX_ALERTS = 6;
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
 export class Tablet {
-  constructor(root, staff) {
+  /** `nameOfFence` gives a place inside the shop its name, "" if it has none. */
+  constructor(root, staff, nameOfFence) {
     this.client = null;
+    this.nameOfFence = nameOfFence;
     this.list = root.querySelector("#alerts");
     this.alerts = new Map();
     root.querySelector("#tablet-store").textContent = staff.name;
@@ -22,7 +24,7 @@ export class Tablet {
     this.client.rpc("ack", { message: push.message, decision: push.decision }).catch(() => {});
     if (this.alerts.has(push.message)) return;
     const alert = element("li", "alert");
-    const place = [push.fence_name, push.store_name].filter(Boolean).join(", ");
+    const place = [push.fence_name || this.nameOfFence(push.fence), push.store_name].filter(Boolean).join(", ");
     const who = push.customer ? `Shopper ${push.customer} · ` : "";
     const claim = button("I’ll go", () => this.claim(push, alert, claim), "claim");
     claim.setAttribute("aria-label", `I’ll go: ${push.title}, ${place}`);

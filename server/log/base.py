@@ -105,6 +105,10 @@ class EventLog(Protocol):
         TooLarge for a value over `MAX_VALUE_BYTES` (then none was)."""
         ...
 
+    async def check(self) -> None:
+        """Ask the log for a sign of life. Raises Unavailable."""
+        ...
+
     def consumer(self, group: str, topics: Sequence[str]) -> LogConsumer:
         """A new member of `group` that reads `topics`, not started yet."""
         ...

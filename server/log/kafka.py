@@ -116,6 +116,12 @@ class KafkaLog:
             for future in acknowledged:
                 future.cancel()
 
+    async def check(self) -> None:
+        with _as_unavailable("can't be reached"):
+            async with asyncio.timeout(self._options.append_within_s):
+                # Partitions are looked up in cached metadata; this one goes to a broker.
+                await (await self._open_producer()).client.fetch_all_metadata()
+
     def consumer(self, group: str, topics: Sequence[str]) -> "KafkaLogConsumer":
         return KafkaLogConsumer(self._options, group, topics)
 

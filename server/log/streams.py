@@ -123,6 +123,10 @@ class StreamsLog:
                     written.set_exception(error)
                     written.exception()  # a caller that was cancelled will not look
 
+    async def check(self) -> None:
+        with _as_unavailable("can't be reached"):
+            await self._redis.ping()
+
     def consumer(self, group: str, topics: Sequence[str]) -> "StreamsConsumer":
         leases = Leases(self._url, group, self.partitions, self._session_timeout_ms, self._clock)
         return StreamsConsumer(self._url, topics, leases, self._retention_ms, self._clock)

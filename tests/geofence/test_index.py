@@ -99,10 +99,13 @@ def test_a_pole_has_every_longitude() -> None:
 
 
 def test_the_antimeridian_has_two_names() -> None:
-    """A fence that ends at longitude 180 holds the points of its edge when a device calls them -180."""
-    geometry = Polygon([[(179.0, 1.0), (180.0, 1.0), (180.0, 2.0), (179.0, 2.0), (179.0, 1.0)]])
-    index = FenceIndex.build([fence(geometry)])
-    assert index.match(np.array([1.5, 1.5, 1.5]), np.array([-180.0, 180.0, -179.9999])) == [(0,), (0,), ()]
+    """A fence that ends at longitude 180 or -180 holds the points of its edge under the other name too."""
+    ring = [(179.0, 1.0), (180.0, 1.0), (180.0, 2.0), (179.0, 2.0), (179.0, 1.0)]
+    east, west = Polygon([ring]), Polygon([[(-x, y) for x, y in ring]])
+    index = FenceIndex.build([fence(east, "e"), fence(west, "w")])
+    lats, lngs = np.full(4, 1.5), np.array([-180.0, 180.0, -179.9999, 179.9999])
+    assert index.match(lats, lngs) == [(0, 1), (0, 1), (1,), (0,)]
+    assert FenceIndex.build([fence(west)]).match(lats, lngs) == [(0,), (0,), (0,), ()]
 
 
 def test_a_small_part_of_a_big_fence() -> None:

