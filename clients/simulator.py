@@ -218,6 +218,7 @@ class _Shopper:
                 left_s -= waited
                 continue
             stop = self._stops[0]
+            self._place = "street" if "street" in (self._place, stop.place) else "shop"
             distance = self.spot.to(stop.spot)
             reach = self._speed_m_s * left_s
             if distance > reach:

@@ -111,8 +111,8 @@ def log_stream(topic: str, partition: int) -> str:
     return f"{PREFIX}log:{{{partition}}}:{topic}"
 
 
-def log_owner(partition: int) -> str:
-    """String: the worker that holds the lease of a partition, when Valkey Streams are the event log."""
+def log_owner(partition: int | str) -> str:
+    """String, one per `:<group>` after it: who holds the lease of a partition, when Valkey Streams are the log."""
     return f"{PREFIX}log:{{{partition}}}:owner"
 
 

@@ -1,7 +1,8 @@
 """Fetch what the tests run against and pip can't bring: Apache Kafka's jars, and a Chromium.
 
 `make test` calls it before pytest. It does nothing, quickly, when both are there. What can't be had is said in one
-line and left to the tests, which then skip; under `CI=true` it is an error.
+line and left to the tests: those on Kafka then use a stand-in (see `tests/services/kafka.py`), those in a browser skip.
+Under `CI=true` it is an error.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ def prepare_kafka() -> str:
     if ready.exists() and ready.read_text() == wanted:
         return ""
     if not shutil.which("mvn") or not shutil.which("java"):
-        return "Apache Kafka needs `mvn` and `java` (17 or later) on PATH; the tests that need a broker will not run"
+        return "Apache Kafka needs `mvn` and `java` (17 or later) on PATH; its tests will run against Tansu, a stand-in"
     shutil.rmtree(JARS, ignore_errors=True)
     print("prepare-tests: fetching Apache Kafka from Maven Central (about 45 MB, once)", flush=True)
     command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"]

@@ -31,6 +31,7 @@ from channels.sms import SmsChannel, SmsSettings
 from models.scorer import Scorer
 from nearcast import metrics, topics
 from nearcast.clock import Clock, SystemClock
+from nearcast.errors import ConfigurationError
 from nearcast.fold import FoldRules
 from nearcast.messages import Message
 from nearcast.world import Cap
@@ -50,11 +51,12 @@ from server.engine import Engine
 from server.intake import Intake
 from server.log.base import EventLog
 from server.log.kafka import KafkaLog, KafkaOptions
+from server.log.leases import forget_predecessors
 from server.log.streams import StreamsLog
 from server.outbox import ValkeyOutbox
 from server.settings import Settings, parse_quiet_hours
 from server.state import StateStore
-from server.store import client_of
+from server.store import client_of, reaching_store
 from server.timers import TimerPump
 from server.valkey import EmbeddedValkey
 from server.world import WorldStore
@@ -115,19 +117,19 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda _: Non
             roots.append(_dispatcher(core, stack))
         async with asyncio.TaskGroup() as group:
             tasks = {root.name: group.create_task(_rooted(root, stop), name=root.name) for root in roots}
-            async with AsyncExitStack() as doors:
-                if "gateway" in settings.roles:
-                    await _open_gateway(core, desk, doors)
-                if "api" in settings.roles:
-                    await _open_api(core, desk, doors)
-                ready(_greeting(core))
-                await stop.wait()
-                logger.info("stopping: no new work")
-            for root in roots:
-                if root.halt is None:
-                    tasks[root.name].cancel()
-                else:
-                    await root.halt()
+            try:
+                async with AsyncExitStack() as doors:
+                    if "gateway" in settings.roles:
+                        await _open_gateway(core, desk, doors)
+                    if "api" in settings.roles:
+                        await _open_api(core, desk, doors)
+                    ready(_greeting(core))
+                    await stop.wait()
+                    logger.info("stopping: no new work")
+            finally:
+                stop.set()
+                for root in roots:
+                    await (_cancel(tasks[root.name]) if root.halt is None else root.halt())
 
 
 @asynccontextmanager
@@ -145,7 +147,10 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             redis_url = valkey.url
         redis = client_of(redis_url)
         stack.push_async_callback(redis.aclose)
-        await redis.ping()
+        with reaching_store():
+            await redis.ping()
+        if settings.redis_url is None:
+            await forget_predecessors(redis)
         log = _log(settings, redis_url)
         await log.start()
         stack.push_async_callback(log.stop)
@@ -155,7 +160,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         world = WorldStore(redis)
         await world.refresh()
         for file in settings.world_files:
-            await world.put(load_world(file.read_text(encoding="utf-8"), str(file)))
+            await world.put(load_world(_read(file), str(file)))
         quiet = parse_quiet_hours(settings.quiet_hours)
         yield Core(
             settings=settings,
@@ -178,6 +183,13 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         )
 
 
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"NEARCAST_WORLD_FILES: {file} can't be read: {error}") from None
+
+
 def _log(settings: Settings, redis_url: str) -> EventLog:
     if settings.kafka is None:
         return StreamsLog(redis_url, settings.partitions)
@@ -189,6 +201,7 @@ def _log(settings: Settings, redis_url: str) -> EventLog:
         sasl_username=settings.kafka_username,
         sasl_password=password.get_secret_value() if password else None,
         ssl_ca_file=str(settings.kafka_ca_file) if settings.kafka_ca_file else None,
+        idempotent=settings.kafka_idempotent,
     )
     return KafkaLog(options, settings.partitions)
 
@@ -316,36 +329,38 @@ async def _open_gateway(core: Core, desk: Desk, doors: AsyncExitStack) -> None:
         DeviceBackend(desk, core.redis),
         core.clock,
     )
-    await gateway.start()
+    try:
+        await gateway.start()
+    except OSError as error:
+        raise ConfigurationError(f"NEARCAST_GATEWAY_HOST, NEARCAST_GATEWAY_PORT: {error}") from None
     doors.push_async_callback(gateway.stop)
 
 
 async def _open_api(core: Core, desk: Desk, doors: AsyncExitStack) -> None:
     settings = core.settings
+    try:
+        listening = socket.create_server((settings.api_host, settings.api_port), backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(f"NEARCAST_API_HOST, NEARCAST_API_PORT: {error}") from None
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(desk),
-            host=settings.api_host,
-            port=settings.api_port,
             log_config=None,
             access_log=False,
-            lifespan="off",
             server_header=False,
+            lifespan="off",
             timeout_graceful_shutdown=10,
         )
     )
-    # Signals are ours: uvicorn would take them over and stop alone.
-    task = asyncio.create_task(server._serve(), name="http api")  # noqa: SLF001 serve() installs signal handlers
+    # Signals are ours: `serve` would take them over and stop alone.
+    task = asyncio.create_task(server._serve([listening]), name="http api")  # noqa: SLF001
 
     async def shut() -> None:
         server.should_exit = True
         await task
 
     doors.push_async_callback(shut)
-    while not server.started:
-        if task.done():
-            await task
-            raise OSError(f"the HTTP API could not listen on {settings.api_host}:{settings.api_port}")
+    while not server.started and not task.done():  # noqa: ASYNC110 uvicorn has no event for it
         await asyncio.sleep(0.01)
 
 
@@ -359,6 +374,13 @@ async def _rooted(root: Root, stop: asyncio.Event) -> None:
         raise
     if not stop.is_set():
         raise RuntimeError(f"{root.name} ended by itself")
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel until it is over: redis-py may swallow a cancellation that meets a reply."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.5)
 
 
 def _greeting(core: Core) -> str:

@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     kafka_ca_file: Path | None = Field(
         None, description="PEM file of the authority that signed the brokers' certificates."
     )
+    kafka_idempotent: bool = Field(
+        True,
+        description="Off for brokers without idempotent producers; events written twice are dropped by their id.",
+    )
     partitions: int = Field(
         4, ge=1, le=1024, description="Partitions of every customer topic. Can't be changed once there is data."
     )

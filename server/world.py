@@ -43,13 +43,16 @@ class World(msgspec.Struct, frozen=True):
     items: WorldFile
 
 
-def build(version: int, items: WorldFile) -> World:
-    """Compile a snapshot. Raises `InputError` for a fence whose geometry can't be used."""
+def build(version: int, items: WorldFile, previous: World | None = None) -> World:
+    """Compile a snapshot; what it shares with the `previous` one is not computed again.
+
+    Raises `InputError` for a fence whose geometry can't be used.
+    """
     displays = (fence for product in items.products for fence in display_fences(product))
     return World(
         version,
         Catalogue.build(items.stores, items.products, items.promotions),
-        FenceIndex.build([*items.fences, *displays]),
+        FenceIndex.build([*items.fences, *displays], previous.fences if previous else None),
         items,
     )
 
@@ -81,7 +84,7 @@ class WorldStore:
         faults = template_faults(items)
         if faults:
             raise InputError("broken_template", "; ".join(faults[:20]))
-        await asyncio.to_thread(build, 0, merged)
+        await asyncio.to_thread(build, 0, merged, self._current)
         with reaching_store():
             async with self._redis.pipeline(transaction=True) as pipe:
                 for kind, rows in _by_kind(items).items():
@@ -158,7 +161,7 @@ class WorldStore:
                 promotions=_sorted(decoded["promotion"]),
             )
             # Building the index of a large world takes a while; the event loop goes on meanwhile.
-            self._current = await asyncio.to_thread(build, int(version), items)
+            self._current = await asyncio.to_thread(build, int(version), items, self._current)
             logger.info(
                 "world version %d: %d stores, %d fences, %d products, %d promotions",
                 self._current.version,

@@ -2,6 +2,7 @@
 
 Services start once per session and only when a test asks for them. `NEARCAST_TEST_REDIS` and `NEARCAST_TEST_KAFKA`
 point the tests at others instead (the database named in the URL is flushed before each test that uses it).
+`NEARCAST_TEST_BROKER=tansu` makes the session's own Kafka broker the stand-in of `tests.services.kafka`.
 """
 
 import asyncio
@@ -12,12 +13,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
-from tests.services.kafka import KafkaBroker, delete_topics, missing_for_kafka
+from server.log.kafka import KafkaOptions
+from tests.services.kafka import KafkaBroker, NoBroker, choose_broker, delete_topics
 from tests.services.valkey import ValkeyProcess
 
 TASKS_END_WITHIN_S = 1.0
 
 _SERVICES = {name: os.environ.get(name, "") for name in ("NEARCAST_TEST_REDIS", "NEARCAST_TEST_KAFKA")}
+_BROKER_WISH = os.environ.get("NEARCAST_TEST_BROKER", "")
 
 _QUIET = [HealthCheck.too_slow]
 settings.register_profile("dev", deadline=None, derandomize=True, suppress_health_check=_QUIET)
@@ -29,8 +32,11 @@ def pytest_report_header() -> str:
     """Say which Kafka broker the run is against."""
     if _SERVICES["NEARCAST_TEST_KAFKA"]:
         return "kafka broker: the one that NEARCAST_TEST_KAFKA names"
-    missing = missing_for_kafka()
-    return f"kafka broker: {f'none, {missing}' if missing else 'Apache Kafka of this session'}"
+    try:
+        kind, why = choose_broker(_BROKER_WISH)
+    except NoBroker as error:
+        return f"kafka broker: none, {error}"
+    return f"kafka broker: {kind.name} of this session{f', not Apache Kafka: {why}' if why else ''}"
 
 
 @pytest.fixture(autouse=True)
@@ -80,11 +86,13 @@ async def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
     if _SERVICES["NEARCAST_TEST_KAFKA"]:
         yield None
         return
-    if missing := missing_for_kafka():
+    try:
+        kind, _ = choose_broker(_BROKER_WISH)
+    except NoBroker as error:
         if os.environ.get("CI") == "true":
-            pytest.fail(f"no Kafka: {missing}")
-        pytest.skip(f"no Kafka: {missing}")
-    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"))
+            pytest.fail(f"no Kafka: {error}")
+        pytest.skip(f"no Kafka: {error}")
+    broker = kind(tmp_path_factory.mktemp("kafka"))
     await broker.start()
     yield broker
     await broker.stop()
@@ -96,3 +104,9 @@ async def kafka_bootstrap(kafka_broker: KafkaBroker | None) -> str:
     bootstrap = kafka_broker.bootstrap if kafka_broker else _SERVICES["NEARCAST_TEST_KAFKA"]
     await delete_topics(bootstrap)
     return bootstrap
+
+
+@pytest.fixture
+def kafka_options(kafka_broker: KafkaBroker | None, kafka_bootstrap: str) -> KafkaOptions:
+    """How nearcast must be set to work with the broker of `kafka_bootstrap`."""
+    return KafkaOptions(bootstrap=kafka_bootstrap, idempotent=kafka_broker is None or kafka_broker.idempotent)

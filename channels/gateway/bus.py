@@ -63,4 +63,4 @@ class Bus:
                 self._receive(channel.decode(), epoch.decode(), Publication(int(offset), data))
             elif message["type"] == "subscribe":
                 self._retry_s = FIRST_RETRY_S
-                pass
+                self._connected()

@@ -263,6 +263,7 @@ class Client:
             return
         try:
             result = await self._services.backend.rpc(self._identity, rpc.method, rpc.data)
+            reply = frame(protocol.rpc_result(rpc.id, result))
         except InputError as problem:
             # Centrifuge leaves codes from 400 to applications, so HTTP's own fit.
             again = isinstance(problem, TooManyRequests)
@@ -273,7 +274,7 @@ class Client:
             log.exception("an rpc failed")
             self._refuse(rpc.id, INTERNAL)
         else:
-            self.write(frame(protocol.rpc_result(rpc.id, result)))
+            self.write(reply)
 
     async def _send(self, data: bytes) -> None:
         if not self._events.take():

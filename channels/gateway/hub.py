@@ -12,7 +12,7 @@ deliveries never wait for it.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 from channels.gateway.bus import Bus
@@ -150,9 +150,7 @@ class Hub:
 
     async def stop(self) -> None:
         """Stop listening. Listeners should have left before."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         channels = list(self._feeds)
         self._feeds.clear()
         try:
@@ -265,3 +263,12 @@ async def guarded(name: str, work: Callable[[], Awaitable[None]]) -> None:
             log.exception("the task %s failed and starts again", name)
             TASK_FAILURES.labels(name).inc()
         await asyncio.sleep(1)
+
+
+async def end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended; one cancellation may be lost inside a store command that just completes."""
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=0.1)

@@ -18,7 +18,7 @@ from websockets.typing import Origin, Subprotocol
 from channels.gateway.backend import Backend
 from channels.gateway.client import Client, Services, publication_frame
 from channels.gateway.codes import SHUTDOWN
-from channels.gateway.hub import Hub, guarded
+from channels.gateway.hub import Hub, end, guarded
 from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
@@ -90,8 +90,7 @@ class Gateway:
         # The wheel cuts off those that don't answer.
         await self._wait_for_clients(self._settings.close_timeout_s + 2 * self._settings.tick_s)
         await self._server.wait_closed()
-        self._turning.cancel()
-        await asyncio.gather(self._turning, return_exceptions=True)
+        await end([self._turning])
         await self._hub.stop()
         self._server = self._turning = None
 

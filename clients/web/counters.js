@@ -67,5 +67,5 @@ function fillTrio(element, parts) {
       return span;
     }),
   );
-  element.querySelector(".small").textContent = "from handing over the event to holding the push";
+  element.querySelector(".small").textContent = "from the event to the push in hand";
 }

@@ -135,7 +135,7 @@ class View {
       context.lineWidth = 2;
       context.strokeStyle = this.cardColour;
       context.stroke();
-      if (labels) this.drawLabel(this.scene.phones[dot.phone].name, x, y - radius * 1.75 - 6, ink);
+      if (labels) this.drawLabel(this.scene.phones[dot.phone].name, x, y + radius * 1.75 + 13, ink);
     }
   }
 

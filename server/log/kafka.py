@@ -1,6 +1,7 @@
 """The event log on Kafka topics, by way of aiokafka; the one module that imports it.
 
-Appends go through an idempotent producer with acks=all, so a retried batch is neither doubled nor reordered. Consumers
+Appends go through an idempotent producer with acks=all, so a retried batch is neither doubled nor reordered. Without
+idempotence (`KafkaOptions.idempotent`) it may be doubled. Consumers
 use the group protocol with the range assignor, which deals out partitions by topic in the same order of members: topics
 with equal numbers of partitions go to workers partition by partition, together. Offsets committed to Kafka are written
 for lag tools and never read. The rebalance listener only records; it neither awaits nor locks, since aiokafka calls it
@@ -54,6 +55,9 @@ class KafkaOptions(msgspec.Struct, frozen=True, kw_only=True):
     ssl_key_file: str | None = None
     #: Copies of the topics that nearcast creates.
     replication: int = 1
+    #: False for brokers without idempotent producers. A batch whose acknowledgement got lost may then be written twice,
+    #: which changes nothing: events are deduplicated by their id.
+    idempotent: bool = True
     #: A worker that gave no sign of life for so long loses its partitions. Its heartbeats share the event loop with
     #: its work: shorter than a long batch means rebalances under load.
     session_timeout_ms: int = 30_000
@@ -131,7 +135,7 @@ class KafkaLog:
                 producer = AIOKafkaProducer(
                     **_connection(self._options),
                     acks="all",
-                    enable_idempotence=True,
+                    enable_idempotence=self._options.idempotent,
                     linger_ms=1,
                     max_batch_size=256 * 1024,
                 )

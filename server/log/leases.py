@@ -48,6 +48,17 @@ _GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('D
 logger = logging.getLogger("nearcast.server.log.leases")
 
 
+async def forget_predecessors(redis: Redis) -> None:
+    """Drop all memberships and leases: for a store's only user at start, who knows that their holders are dead.
+
+    Without it, a restart after a crash would wait until the leases run out.
+    """
+    for pattern in (keys.log_members("*"), keys.log_owner("*") + ":*"):
+        found = [key async for key in redis.scan_iter(match=pattern)]
+        if found:
+            await redis.delete(*found)
+
+
 class Leases:
     """One member's share of the partitions of a group."""
 

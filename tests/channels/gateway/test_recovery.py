@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -166,10 +167,11 @@ async def test_the_store_may_die_and_come_back(
     valkey: ValkeyProcess, tokens: Tokens, backend: ScriptedBackend, token: str
 ) -> None:
     """SIGKILL for the store: connected clients stay, new ones are asked to try again, and then everything goes on."""
-    async with Redis.from_url(valkey.url) as client:
+    async with Redis.from_url(valkey.url) as client, AsyncExitStack() as stopping:
         streams = ChannelStreams(client, "node-1", SystemClock())
         gateway = Gateway(GatewaySettings(**QUICK), tokens, streams, backend, SystemClock())  # type: ignore[arg-type]
         await gateway.start()
+        stopping.push_async_callback(gateway.stop)
         async with Device(gateway, token) as device, Opened(gateway) as newcomer:
             await device.ready()
             await streams.publish(CHANNEL, b"1")
@@ -187,7 +189,6 @@ async def test_the_store_may_die_and_come_back(
             assert accepted["connect"]["subs"][CHANNEL]["offset"] == position.offset
             assert device.said("connecting")[1:] == []
         assert device.publications[-1] == (CHANNEL, 2, 2)
-        await gateway.stop()
 
 
 async def test_a_hole_under_a_live_client_makes_it_start_over(

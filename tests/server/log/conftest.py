@@ -25,7 +25,7 @@ def rig(request: pytest.FixtureRequest) -> Rig:
     if request.param == "streams":
         return StreamsRig(request.getfixturevalue("valkey"))
     broker: KafkaBroker | None = request.getfixturevalue("kafka_broker")
-    return KafkaRig(request.getfixturevalue("kafka_bootstrap"), broker)
+    return KafkaRig(request.getfixturevalue("kafka_options"), broker)
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 from uuid import uuid4
 
+import msgspec
+
 from server.log.base import EventLog, LogConsumer, Record
 from server.log.kafka import KafkaLog, KafkaLogConsumer, KafkaOptions
 from server.log.streams import StreamsConsumer, StreamsLog
@@ -63,8 +65,8 @@ class StreamsRig:
 class KafkaRig:
     """Kafka topics on the session's broker."""
 
-    def __init__(self, bootstrap: str, broker: KafkaBroker | None) -> None:
-        self._options = KafkaOptions(bootstrap=bootstrap, session_timeout_ms=SESSION_TIMEOUT_MS, append_within_s=2.0)
+    def __init__(self, options: KafkaOptions, broker: KafkaBroker | None) -> None:
+        self._options = msgspec.structs.replace(options, session_timeout_ms=SESSION_TIMEOUT_MS, append_within_s=2.0)
         self._broker = broker
 
     def make_log(self) -> KafkaLog:

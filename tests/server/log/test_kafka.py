@@ -14,32 +14,36 @@ from tests.services.ports import free_ports
 pytestmark = pytest.mark.kafka
 
 
-async def test_missing_topics_are_created(kafka_bootstrap: str) -> None:
+async def test_missing_topics_are_created(kafka_options: KafkaOptions) -> None:
     """On an empty cluster every topic of the vocabulary can be appended to; a second start finds them as they are."""
     for _ in range(2):
-        async with running(KafkaLog(KafkaOptions(bootstrap=kafka_bootstrap), 4)) as log:
+        async with running(KafkaLog(kafka_options, 4)) as log:
             await log.append([Entry(topic, "key", b"value") for topic in (*CUSTOMER_TOPICS, *CATALOGUE_TOPICS)])
 
 
-async def test_a_customer_topic_with_other_partitions_is_named(kafka_bootstrap: str) -> None:
+async def test_a_customer_topic_with_other_partitions_is_named(
+    kafka_bootstrap: str, kafka_options: KafkaOptions
+) -> None:
     """Topics of the retailer's own making must fit the setting; the message says which doesn't."""
     await create_topics(kafka_bootstrap, {"customers.carts": 3})
-    log = KafkaLog(KafkaOptions(bootstrap=kafka_bootstrap), 4)
+    log = KafkaLog(kafka_options, 4)
     with pytest.raises(ConfigurationError, match=r"customers\.carts has 3 partitions"):
         await log.start()
     await log.stop()
 
 
-async def test_a_catalogue_topic_may_have_any_number_of_partitions(kafka_bootstrap: str) -> None:
+async def test_a_catalogue_topic_may_have_any_number_of_partitions(
+    kafka_bootstrap: str, kafka_options: KafkaOptions
+) -> None:
     """Appending goes to a partition that the topic has."""
     await create_topics(kafka_bootstrap, {"stores.products": 1})
-    async with running(KafkaLog(KafkaOptions(bootstrap=kafka_bootstrap), 4)) as log:
+    async with running(KafkaLog(kafka_options, 4)) as log:
         await log.append([Entry("stores.products", f"sku-{n}", b"") for n in range(10)])
 
 
-async def test_records_of_other_producers_are_read(kafka_bootstrap: str) -> None:
+async def test_records_of_other_producers_are_read(kafka_bootstrap: str, kafka_options: KafkaOptions) -> None:
     """No key, a key that isn't text, and a tombstone come through; what they mean is for the decoder to say."""
-    async with running(KafkaLog(KafkaOptions(bootstrap=kafka_bootstrap), 4)) as log:
+    async with running(KafkaLog(kafka_options, 4)) as log:
         async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as producer:
             await producer.send_and_wait("customers.carts", b"no key", partition=0)
             await producer.send_and_wait("customers.carts", b"odd key", key=b"\xff", partition=0)

@@ -1,0 +1,1 @@
+"""Whole-system tests: real nearcast processes, driven and observed from outside only."""
