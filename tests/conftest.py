@@ -109,4 +109,4 @@ async def kafka_bootstrap(kafka_broker: KafkaBroker | None) -> str:
 @pytest.fixture
 def kafka_options(kafka_broker: KafkaBroker | None, kafka_bootstrap: str) -> KafkaOptions:
     """How nearcast must be set to work with the broker of `kafka_bootstrap`."""
-    return KafkaOptions(bootstrap=kafka_bootstrap, idempotent=kafka_broker is None or kafka_broker.idempotent)
+    return kafka_broker.options() if kafka_broker else KafkaOptions(bootstrap=kafka_bootstrap)

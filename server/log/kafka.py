@@ -1,10 +1,9 @@
 """The event log on Kafka topics, by way of aiokafka; the one module that imports it.
 
-Appends go through an idempotent producer with acks=all, so a retried batch is neither doubled nor reordered. Without
-idempotence (`KafkaOptions.idempotent`) it may be doubled. Consumers
-use the group protocol with the range assignor, which deals out partitions by topic in the same order of members: topics
-with equal numbers of partitions go to workers partition by partition, together. Offsets committed to Kafka are written
-for lag tools and never read. The rebalance listener only records; it neither awaits nor locks, since aiokafka calls it
+Appends go through an idempotent producer with acks=all, so a retried batch is neither doubled nor reordered
+(`KafkaOptions.idempotent` says what happens without). Consumers use the group protocol with the range assignor, which
+deals out partitions by topic in the same order of members: topics with equal numbers of partitions go to workers
+partition by partition, together. Offsets committed to Kafka are written for lag tools and never read. The rebalance listener only records; it neither awaits nor locks, since aiokafka calls it
 from the task that also keeps the membership alive.
 
 aiokafka recovers from a broker's absence by itself. Where it gives up (an error out of `getmany`, a failed producer),

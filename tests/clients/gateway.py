@@ -44,6 +44,7 @@ class ScriptedGateway:
         self.close_with: tuple[int, str] | None = None
         self.answer: Callable[[str, Any], dict[str, Any] | None] = lambda method, data: {"rpc": {"data": {}}}
         self.sockets: set[ServerConnection] = set()
+        self.by_token: dict[str, ServerConnection] = {}
         self._server: Server | None = None
 
     @property
@@ -60,6 +61,12 @@ class ScriptedGateway:
         """All messages in one frame, a line each."""
         for socket in list(self.sockets):
             await socket.send("\n".join(json.dumps(message) for message in messages))
+
+    async def send_to(self, token: str, data: dict[str, Any]) -> None:
+        """A publication for the one client that connected with this token."""
+        await until(lambda: token in self.by_token)
+        push = {"push": {"channel": CHANNEL, "pub": {"data": data}}}
+        await self.by_token[token].send(json.dumps(push))
 
     async def drop(self, code: int = 1011) -> None:
         for socket in list(self.sockets):
@@ -85,6 +92,7 @@ class ScriptedGateway:
             await socket.send(json.dumps({"id": command["id"], **reply}))
             if not self.refuse:
                 self.sockets.add(socket)
+                self.by_token[command["connect"]["token"]] = socket
         elif "rpc" in command:
             self.calls.append((command["rpc"]["method"], command["rpc"]["data"]))
             answer = self.answer(command["rpc"]["method"], command["rpc"]["data"])

@@ -31,12 +31,12 @@ async def _post(box: SmsBox, form: dict[str, str], auth: tuple[str, str] = ("AC1
 
 
 def test_signature_is_twilios() -> None:
-    """The worked example of Twilio's own documentation gives the signature that stands there."""
+    """The example in the tests of Twilio's own Python library gives the signature that stands there."""
     fields = {
         "CallSid": "CA1234567890ABCDE",
-        "Caller": "+14158675310",
+        "Caller": "+14158675309",
         "Digits": "1234",
-        "From": "+14158675310",
+        "From": "+14158675309",
         "To": "+18005551212",
     }
     url = "https://mycompany.com/myapp.php?foo=1&bar=2"

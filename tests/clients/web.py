@@ -1,7 +1,7 @@
 """A small real HTTP server for tests: records what it gets, answers what it is told, or serves files."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
@@ -32,7 +32,11 @@ class RecordingServer:
 
 
 @contextmanager
-def recording_server(status: int = 200, answer: Callable[[Request], Reply] | None = None) -> Iterator[RecordingServer]:
+def recording_server(
+    status: int = 200,
+    answer: Callable[[Request], Reply] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Iterator[RecordingServer]:
     """Runs in threads until the context ends; `answer` decides the reply, else it is `status` with an empty object."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -46,12 +50,14 @@ def recording_server(status: int = 200, answer: Callable[[Request], Reply] | Non
             self.send_response(reply.status)
             self.send_header("Content-Type", reply.media_type)
             self.send_header("Content-Length", str(len(reply.body)))
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(reply.body)
 
         do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815  (the base class's names)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class's name)
             """Quiet."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

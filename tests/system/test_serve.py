@@ -23,7 +23,7 @@ from tests.server.town import LAT, LNG, WORLD, metres_north
 from tests.services.valkey import ValkeyProcess
 from tests.system.process import KEYS, Server, decisions, eventually
 
-_DOCUMENT = msgspec.to_builtins(WORLD)
+DOCUMENT = msgspec.to_builtins(WORLD)
 
 
 async def shopper(nearcast: Nearcast, uid: str, *scopes: Any) -> None:
@@ -60,7 +60,7 @@ async def test_on_kafka_and_an_outside_valkey(
         server.client() as admin,
         server.client("pos") as till,
     ):
-        await admin.put_catalogue(_DOCUMENT)
+        await admin.put_catalogue(DOCUMENT)
         await shopper(admin, "ann", "websocket")
         producer = AIOKafkaProducer(bootstrap_servers=kafka_options.bootstrap)
         await producer.start()
@@ -100,7 +100,7 @@ async def test_on_kafka_and_an_outside_valkey(
 async def test_opt_out_means_nothing_on_any_channel(tmp_path: Path) -> None:
     """Someone who opted out is sent nothing, although everything else would be right; the phone stays silent."""
     async with Server(tmp_path) as server, server.client() as admin:
-        await admin.put_catalogue(_DOCUMENT)
+        await admin.put_catalogue(DOCUMENT)
         await shopper(admin, "ann", "websocket", "sms", "email")
         await shopper(admin, "bob", "websocket")
         await admin.set_consent("ann", "all", granted=False)
@@ -124,7 +124,7 @@ async def test_a_valkey_that_dies_and_comes_back(tmp_path: Path) -> None:
     valkey.start()
     try:
         async with Server(tmp_path, redis_url=valkey.url) as server, server.client() as admin:
-            await admin.put_catalogue(_DOCUMENT)
+            await admin.put_catalogue(DOCUMENT)
             await shopper(admin, "ann", "websocket")
             await asyncio.sleep(1.2)  # the append-only file is written once a second: this is about outages, not fsync
             await asyncio.to_thread(valkey.kill)
@@ -244,5 +244,5 @@ async def test_stops_in_order(tmp_path: Path) -> None:
 
 def test_the_town_fits_the_world() -> None:
     """The world document of these tests is what `nearcast.world` would write."""
-    assert _DOCUMENT["products"][1]["displays"][0]["store"] == "graben"
+    assert DOCUMENT["products"][1]["displays"][0]["store"] == "graben"
     assert Display(store="graben", lat=LAT, lng=LNG).radius_m < 1

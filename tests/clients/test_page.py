@@ -1,0 +1,168 @@
+"""The demo page in real Chromium, fed by a scripted gateway: what people see, press and hear.
+
+The page's own SDK speaks the protocol; nothing of it is replaced.
+"""
+
+import mimetypes
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+
+from clients.demo import live
+from clients.demo.measure import Measure
+from clients.demo.stage import Stage
+from clients.simulator import Simulation
+from tests.clients.gateway import ScriptedGateway, push_data, scripted_gateway, until
+from tests.clients.web import Reply, Request, recording_server
+
+WEB = Path(live.__file__).parent.parent / "web"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+POLICY = "default-src 'self'; connect-src 'self' ws:; img-src 'self' data:; base-uri 'none'"
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
+
+
+class Demo(NamedTuple):
+    """The open page, the gateway behind it, and everything the browser complained about."""
+
+    page: Page
+    gateway: ScriptedGateway
+    complaints: list[str]
+
+    async def push(self, number: int, to: str = "phone-0", **changes: Any) -> None:
+        now_ms = int(time.time() * 1000)
+        data = push_data(number) | {"at_ms": now_ms, "deadline_ms": now_ms + 90_000} | changes
+        await self.gateway.send_to(to, data)
+
+
+@pytest.fixture
+async def demo(stage: Stage, request: pytest.FixtureRequest) -> AsyncIterator[Demo]:
+    width, height = getattr(request, "param", (1440, 900))
+    complaints: list[str] = []
+    async with scripted_gateway() as gateway, async_playwright() as playwright:
+        made = live.scene(stage.retailer, stage.people, stage.staffed_store, gateway.url)
+        made["phones"] = [phone | {"token": f"phone-{n}"} for n, phone in enumerate(made["phones"])]
+        made["staff"]["token"], made["live"]["token"] = "tablet", "live"
+        scene = msgspec.json.encode(made)
+
+        def answer(asked: Request) -> Reply:
+            name = asked.path.removeprefix("/demo/") or "index.html"
+            if name == "scene.json":
+                return Reply(200, scene)
+            file = WEB / name
+            kind = mimetypes.guess_type(name)[0] or "text/plain"
+            return Reply(200, file.read_bytes(), kind) if file.is_file() else Reply(404)
+
+        with recording_server(answer=answer, headers={"Content-Security-Policy": POLICY}) as server:
+            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = await browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+            await page.goto(f"{server.url}/demo/")
+            await until(lambda: len(gateway.by_token) == 5)
+            yield Demo(page, gateway, complaints)
+            await browser.close()
+    assert complaints == []
+
+
+def _answers(method: str, data: Any) -> dict[str, Any]:
+    replies = {
+        "apply": {"code": "ABCDE12345FGHJK67890", "state": "applied", "expires_ms": 1_790_000_000_000},
+        "assist.claim": {"claimed_by": "me", "won": True},
+    }
+    return {"rpc": {"data": replies.get(method, {})}}
+
+
+async def test_a_push_is_shown_acknowledged_opened_and_applied(demo: Demo) -> None:
+    """It slides into the right phone, is acknowledged by itself, and gives its code when asked."""
+    demo.gateway.answer = _answers
+    await demo.push(1, title="Fresh milk here", product="Milk", price_cents=269, discount_cents=40)
+    phone = demo.page.locator(".phone").first
+    card = phone.locator(".offer")
+    await expect(card.get_by_role("heading")).to_have_text("Fresh milk here")
+    await expect(card).to_contain_text("$2.29")
+    await until(lambda: ("ack", {"message": "m1", "decision": "d1"}) in demo.gateway.calls)
+    assert await demo.page.locator(".phone").nth(1).locator(".offer").count() == 0
+    await card.get_by_role("button", name="Open").click()
+    await expect(card).to_contain_text("Body")
+    await card.get_by_role("button", name="Apply coupon").click()
+    await expect(card.locator(".coupon strong")).to_have_text("ABCDE 12345 FGHJK 67890")
+    assert [method for method, _ in demo.gateway.calls] == ["ack", "open", "apply"]
+    await card.get_by_role("button", name="Dismiss").click()
+    await expect(card).to_have_count(0)
+
+
+async def test_a_refusal_is_said_on_the_card(demo: Demo) -> None:
+    """An offer whose time is over says so, and can be tried again."""
+    demo.gateway.answer = lambda method, data: (
+        {"error": {"code": 410, "message": "offer_expired"}} if method == "apply" else {"rpc": {"data": {}}}
+    )
+    await demo.push(1)
+    card = demo.page.locator(".offer")
+    await card.get_by_role("button", name="Apply coupon").click()
+    await expect(card.get_by_role("alert")).to_have_text("This offer is over.")
+    await expect(card.get_by_role("button", name="Apply coupon")).to_be_enabled()
+
+
+async def test_text_is_never_markup(demo: Demo) -> None:
+    """A title with markup in it is shown as it is."""
+    await demo.push(1, title="<img src=x onerror=alert(1)>")
+    await expect(demo.page.locator(".offer h3")).to_have_text("<img src=x onerror=alert(1)>")
+
+
+async def test_the_same_message_is_shown_once_and_can_be_withdrawn(demo: Demo) -> None:
+    """A repeated publication adds no card; a withdrawal takes the card away."""
+    await demo.push(1)
+    await demo.push(1)
+    await demo.push(2)
+    await expect(demo.page.locator(".offer")).to_have_count(2)
+    await demo.push(1, kind="withdraw")
+    await expect(demo.page.locator(".offer")).to_have_count(1)
+
+
+async def test_staff_claim_an_alert(demo: Demo) -> None:
+    """The tablet shows where help is wanted; "I'll go" claims it."""
+    demo.gateway.answer = _answers
+    await demo.push(
+        1, to="tablet", kind="assist", title="Customer asks for help", store_name="Rochusmarkt", customer="d0ce"
+    )
+    alert = demo.page.locator(".alert")
+    await expect(alert).to_contain_text("Shopper d0ce")
+    await alert.get_by_role("button").click()
+    await expect(alert).to_contain_text("re on it")
+    assert ("assist.claim", {"message": "m1"}) in demo.gateway.calls
+
+
+async def test_counters_news_and_dots(demo: Demo, stage: Stage) -> None:
+    """The live feed fills the counters and the list, says where the phones are, and paints on the map."""
+    simulation = Simulation(stage.retailer, stage.walks, start_ms=1, seed=7)
+    simulation.step(10_000)
+    measure = Measure()
+    measure.events_in = 1234
+    phones = {person.uid: number for number, person in enumerate(stage.people[:3])}
+    news = [{"at_ms": 1, "kind": "till", "text": "Anna pays"}]
+    await demo.gateway.send_to("live", live.moving(simulation.dots(), phones, measure.summary(), news))
+    await expect(demo.page.locator("#counters")).to_contain_text("1,234")
+    await expect(demo.page.locator("#news li")).to_contain_text("Anna pays")
+    await expect(demo.page.locator(".phone .where").first).to_contain_text("Rochusmarkt")
+    painted = "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
+    assert await demo.page.locator("#city").evaluate(painted) > 10
+    assert await demo.page.locator("#floor").evaluate(painted) > 10
+
+
+@pytest.mark.parametrize("demo", [(360, 740), (820, 1100), (1440, 900)], indirect=True)
+async def test_nothing_sticks_out_sideways(demo: Demo) -> None:
+    """From a small phone to a desktop the page never scrolls sideways, and every button can be reached by key."""
+    await demo.push(1)
+    await expect(demo.page.locator(".offer")).to_have_count(1)
+    width = await demo.page.evaluate("document.documentElement.scrollWidth")
+    assert width <= await demo.page.evaluate("window.innerWidth")
+    await demo.page.get_by_role("button", name="Apply coupon").focus()
+    await demo.page.keyboard.press("Tab")
+    assert await demo.page.evaluate("document.activeElement.textContent") == "Open"
