@@ -17,8 +17,10 @@ SCHEMA_VERSION = 1
 HALF_LIFE_MS = 28 * 86_400_000
 #: How many event ids a customer remembers to recognise duplicates, and how many messages for caps.
 SEEN_EVENTS = 64
-KEPT_MESSAGES = 64
+KEPT_MESSAGES = 200
 KEPT_VIEWS = 16
+#: How many things a cart or a wishlist can hold; the oldest go first.
+KEPT_THINGS = 200
 
 
 class Decayed(msgspec.Struct, array_like=True):

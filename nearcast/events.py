@@ -17,6 +17,7 @@ import msgspec
 from nearcast import topics
 from nearcast.errors import InputError
 from nearcast.ids import (
+    ANONYMOUS_PREFIX,
     CustomerId,
     DecisionId,
     EventId,
@@ -38,9 +39,12 @@ MAX_LINES = 1_000
 
 # No control characters: ids are joined, logged and used in keys.
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f{}]+\Z")]
+#: Leaves room for the prefix that makes a customer id of it.
+AnonymousId = Annotated[str, msgspec.Meta(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f{}]+\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=512)]
 Quantity = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 Cents = Annotated[int, msgspec.Meta(ge=0, le=10_000_000_000)]
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=9_999_999_999_999)]
 Channel = Literal["websocket", "sms", "email"]
 ConsentScope = Literal["all", "location", "websocket", "sms", "email"]
 DeliveryStatus = Literal["sent", "delivered", "opened", "applied", "redeemed", "failed", "suppressed", "recalled"]
@@ -54,8 +58,8 @@ class Event(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
 
     id: Id | None = None
     uid: Id | None = None
-    anonymous_id: Id | None = None
-    ts: Annotated[int, msgspec.Meta(ge=0, le=9_999_999_999_999)] = 0
+    anonymous_id: AnonymousId | None = None
+    ts: Milliseconds = 0
 
     @property
     def customer(self) -> CustomerId:
@@ -72,6 +76,8 @@ class Event(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
     def __post_init__(self) -> None:
         if self.uid is None and self.anonymous_id is None:
             raise ValueError("an event needs `uid` or `anonymous_id`")
+        if self.uid is not None and self.uid.startswith(ANONYMOUS_PREFIX):
+            raise ValueError(f"a `uid` can't start with {ANONYMOUS_PREFIX!r}: that marks anonymous visitors")
 
 
 class Location(Event, kw_only=True, tag="location"):
@@ -163,6 +169,7 @@ class Identify(Event, kw_only=True, tag="identify"):
     """Sign-in: the anonymous visitor turns out to be `uid`. Travels with the anonymous customer's events."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.uid is None or self.anonymous_id is None:
             raise ValueError("an identify event needs both `uid` and `anonymous_id`")
 
@@ -208,15 +215,15 @@ class Timer(Event, kw_only=True, tag="timer"):
     """A timer that came due; valid only if the customer still waits for exactly this one."""
 
     kind: Id
-    due_ms: int
+    due_ms: Milliseconds
 
 
 class Stitch(Event, kw_only=True, tag="stitch"):
     """The context an anonymous visitor had gathered, on its way to the customer they turned out to be."""
 
-    cart: dict[Sku, tuple[int, int | None]] = {}
-    wishlist: dict[Sku, int] = {}
-    viewed: dict[Sku, int] = {}
+    cart: dict[Sku, tuple[Quantity, Cents | None]] = {}
+    wishlist: dict[Sku, Milliseconds] = {}
+    viewed: dict[Sku, Milliseconds] = {}
 
 
 class Erase(Event, kw_only=True, tag="erase"):
@@ -274,6 +281,9 @@ def decode(topic: str, value: bytes, *, position: str, arrived_ms: int) -> AnyEv
         raise InputError(
             "event_from_the_future", f"`ts` is {event.ts - arrived_ms} ms after its arrival; {MAX_AHEAD_MS} are allowed"
         )
+    if isinstance(event, Consent):
+        # A phone whose clock runs fast must not give a consent that outlives a later withdrawal.
+        event.ts = min(event.ts, arrived_ms)
     if event.id is None:
         event.id = derived_event_id(topic, position)
     return event

@@ -14,6 +14,7 @@ import msgspec
 
 from nearcast.customer import (
     KEPT_MESSAGES,
+    KEPT_THINGS,
     KEPT_VIEWS,
     SEEN_EVENTS,
     CartItem,
@@ -90,6 +91,9 @@ def apply(customer: Customer, event: AnyEvent, segments: Mapping[str, str], rule
     """Fold `event` into `customer`, in place. `segments` gives the product segment of a SKU."""
     if isinstance(event, Location):
         return Folded()
+    if isinstance(event, Receipt):
+        # Idempotent by the order of statuses, so receipts need no place among the remembered ids.
+        return _fold_receipt(customer, event)
     mark = _event_mark(event)
     if mark in customer.seen:
         return Folded(status="duplicate")
@@ -105,8 +109,6 @@ def apply(customer: Customer, event: AnyEvent, segments: Mapping[str, str], rule
             _fold_consent(customer, event)
         case Profile():
             _fold_profile(customer, event)
-        case Receipt():
-            _fold_receipt(customer, event)
         case Timer():
             return _fold_timer(customer, event)
         case Identify():
@@ -123,7 +125,12 @@ def record_message(customer: Customer, message: MessageId, decision: Decision) -
     if decision.promotion is None:
         raise ValueError(f"decision {decision.id} has no promotion, so there is no message to record")
     sent = SentMessage(message, decision.id, decision.promotion, decision.at_ms)
-    customer.messages = [*customer.messages[1 - KEPT_MESSAGES :], sent]
+    kept = customer.messages
+    if len(kept) >= KEPT_MESSAGES:
+        # What reached nobody counts for no cap, so it goes first.
+        idle = next((n for n, old in enumerate(kept) if old.status in ("suppressed", "failed")), 0)
+        kept = [*kept[:idle], *kept[idle + 1 :]]
+    customer.messages = [*kept, sent]
 
 
 def _event_mark(event: Event) -> int:
@@ -141,11 +148,23 @@ def _fold_cart(customer: Customer, event: Cart, rules: FoldRules) -> None:
         if quantity > 0:
             price = event.price_cents if event.price_cents is not None else (item.price_cents if item else None)
             customer.cart[sku] = CartItem(quantity, price, event.ts)
+            _bound_cart(customer)
         else:
             customer.cart.pop(sku, None)
     customer.cart_changed_ms = max(customer.cart_changed_ms, event.ts)
     customer.cart_abandoned = False
     _set_cart_timer(customer, rules)
+
+
+def _bound_cart(customer: Customer) -> None:
+    while len(customer.cart) > KEPT_THINGS:
+        del customer.cart[min(customer.cart, key=lambda sku: (customer.cart[sku].changed_ms, sku))]
+
+
+def _bound(things: dict[Sku, int], kept: int) -> None:
+    """Drop the oldest things, by their time, until `kept` are left."""
+    while len(things) > kept:
+        del things[min(things, key=lambda sku: (things[sku], sku))]
 
 
 def _set_cart_timer(customer: Customer, rules: FoldRules) -> None:
@@ -195,6 +214,7 @@ def _fold_action(customer: Customer, event: Action) -> Folded:
     match event.action:
         case "wishlist_add" if sku is not None:
             customer.wishlist[sku] = event.ts
+            _bound(customer.wishlist, KEPT_THINGS)
         case "wishlist_remove" if sku is not None:
             customer.wishlist.pop(sku, None)
         case "product_view" if sku is not None:
@@ -222,15 +242,17 @@ def _fold_action(customer: Customer, event: Action) -> Folded:
 
 def _remember_view(customer: Customer, sku: Sku, at_ms: int) -> None:
     customer.viewed[sku] = max(at_ms, customer.viewed.get(sku, 0))
-    while len(customer.viewed) > KEPT_VIEWS:
-        del customer.viewed[min(customer.viewed, key=lambda viewed: (customer.viewed[viewed], viewed))]
+    _bound(customer.viewed, KEPT_VIEWS)
 
 
 def _fold_consent(customer: Customer, event: Consent) -> None:
-    # At one instant a withdrawal wins: when in doubt, leave people alone.
+    # A withdrawal always counts, even if a clock dates it before the grant: when in doubt, leave people alone. Only a
+    # grant dated after it makes good for it.
     _, since = customer.consents.get(event.scope, (False, -1))
-    if event.ts > since or (event.ts == since and not event.granted):
-        customer.consents[event.scope] = (event.granted, event.ts)
+    if not event.granted:
+        customer.consents[event.scope] = (False, max(event.ts, since))
+    elif event.ts > since:
+        customer.consents[event.scope] = (True, event.ts)
 
 
 def _fold_profile(customer: Customer, event: Profile) -> None:
@@ -240,16 +262,19 @@ def _fold_profile(customer: Customer, event: Profile) -> None:
             setattr(customer, field, value)
 
 
-def _fold_receipt(customer: Customer, event: Receipt) -> None:
-    for sent in customer.messages:
-        if sent.message == event.message:
-            undone = event.status == "failed" and sent.status == "sent" and sent.channel == event.channel
-            if undone or _STATUS_ORDER[event.status] > _STATUS_ORDER[sent.status]:
-                if event.status == "redeemed":
-                    customer.redemptions += 1
-                sent.status = event.status
-                sent.channel = event.channel or sent.channel
-            return
+def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
+    sent = next((sent for sent in customer.messages if sent.message == event.message), None)
+    if sent is None:
+        # Of someone erased meanwhile, or of an alert to staff long ago: it must not bring a record to life.
+        return Folded(status="stale")
+    undone = event.status == "failed" and sent.status == "sent" and sent.channel == event.channel
+    if not undone and _STATUS_ORDER[event.status] <= _STATUS_ORDER[sent.status]:
+        return Folded(status="duplicate")
+    if event.status == "redeemed":
+        customer.redemptions += 1
+    sent.status = event.status
+    sent.channel = event.channel or sent.channel
+    return Folded()
 
 
 def _fold_timer(customer: Customer, event: Timer) -> Folded:
@@ -295,8 +320,10 @@ def _fold_stitch(customer: Customer, event: Stitch, rules: FoldRules) -> None:
         item = customer.cart.get(sku)
         had = item.quantity if item else 0
         customer.cart[sku] = CartItem(had + quantity, price_cents, event.ts)
+    _bound_cart(customer)
     for sku, at_ms in event.wishlist.items():
         customer.wishlist[sku] = max(at_ms, customer.wishlist.get(sku, 0))
+    _bound(customer.wishlist, KEPT_THINGS)
     for sku, at_ms in event.viewed.items():
         _remember_view(customer, sku, at_ms)
     if event.cart:

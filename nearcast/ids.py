@@ -37,9 +37,14 @@ def customer_id(uid: str | None, anonymous_id: str | None) -> CustomerId:
     raise ValueError("an event needs `uid` or `anonymous_id`")
 
 
-def decision_id(event: EventId, trigger: str, subject: str, rules_version: str) -> DecisionId:
-    """128 bits that name one decision: same event, moment and rules, same id."""
-    return DecisionId(_digest("decision", event, trigger, subject, rules_version))
+def decision_id(
+    customer: CustomerId, event: EventId, trigger: str, subject: str, at_ms: int, rules_version: str
+) -> DecisionId:
+    """128 bits that name one decision: same customer, event, moment and rules, same id.
+
+    Event ids come from clients, who may use one for two customers, or again later; so they alone don't suffice.
+    """
+    return DecisionId(_digest("decision", customer, event, trigger, subject, str(at_ms), rules_version))
 
 
 def message_id(decision: DecisionId, audience: str) -> MessageId:

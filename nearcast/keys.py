@@ -106,6 +106,11 @@ def world_version() -> str:
     return f"{PREFIX}{{world}}:version"
 
 
+def log_kind() -> str:
+    """String: "streams" or "kafka", the event log that the stored offsets belong to."""
+    return f"{PREFIX}log-kind"
+
+
 def log_stream(topic: str, partition: int) -> str:
     """Stream: one partition of a topic, when Valkey Streams are the event log."""
     return f"{PREFIX}log:{{{partition}}}:{topic}"

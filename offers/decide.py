@@ -52,7 +52,7 @@ def decide(
     scored = [_score(index, candidate, propensities, catalogue) for index, candidate in enumerate(screened)]
     passed = [index for index, candidate in enumerate(scored) if candidate.stopped_by is None]
     decision = Decision(
-        id=decision_id(moment.event, moment.trigger, moment.subject, catalogue.version),
+        id=decision_id(moment.customer, moment.event, moment.trigger, moment.subject, moment.at_ms, catalogue.version),
         moment=moment,
         outcome="nothing",
         at_ms=moment.at_ms,

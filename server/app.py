@@ -7,9 +7,9 @@ taken, then what is under way finishes, then the store is shut down.
 
 import asyncio
 import logging
-import os
 import signal
 import socket
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ from channels.mail import MailChannel, MailSettings
 from channels.push import PushChannel
 from channels.sms import SmsChannel, SmsSettings
 from models.scorer import Scorer
-from nearcast import metrics, topics
+from nearcast import keys, metrics, topics
 from nearcast.clock import Clock, SystemClock
-from nearcast.errors import ConfigurationError
+from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.fold import FoldRules
 from nearcast.messages import Message
 from nearcast.world import Cap
@@ -56,7 +56,7 @@ from server.log.streams import StreamsLog
 from server.outbox import ValkeyOutbox
 from server.settings import Settings, parse_quiet_hours
 from server.state import StateStore
-from server.store import client_of, reaching_store
+from server.store import client_of, reaching_store, text
 from server.timers import TimerPump
 from server.valkey import EmbeddedValkey
 from server.world import WorldStore
@@ -76,6 +76,8 @@ class Core:
     secrets: Secrets
     clock: Clock
     redis_url: str
+    #: The store's server, if it is ours.
+    valkey: EmbeddedValkey | None
     redis: Redis
     log: EventLog
     state: StateStore
@@ -111,6 +113,8 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda _: Non
         core = await stack.enter_async_context(open_core(settings))
         desk = _desk(core)
         roots = [Root("world", core.world.run())]
+        if core.valkey is not None:
+            roots.append(Root("embedded Valkey", _watch(core.valkey)))
         if "engine" in settings.roles:
             roots += await _engine(core, stack)
         if "dispatcher" in settings.roles:
@@ -138,6 +142,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
     async with AsyncExitStack() as stack:
         secrets = secrets_for(settings)
         clock = SystemClock()
+        valkey = None
         if settings.redis_url is not None:
             redis_url = settings.redis_url.get_secret_value()
         else:
@@ -151,12 +156,15 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             await redis.ping()
         if settings.redis_url is None:
             await forget_predecessors(redis)
+        committing = client_of(redis_url)
+        stack.push_async_callback(committing.aclose)
+        await _settle_on_log(redis, settings)
         log = _log(settings, redis_url)
         await log.start()
         stack.push_async_callback(log.stop)
         # The owner of a data directory is alone with its store, so after a crash it may take up its old name, and with
-        # it what it had begun. Processes that share a store need names of their own.
-        node = f"{socket.gethostname()}-{os.getpid()}" if settings.redis_url else "embedded"
+        # it what it had begun. Processes that share a store need names of their own (in containers all are pid 1).
+        node = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}" if settings.redis_url else "embedded"
         world = WorldStore(redis)
         await world.refresh()
         for file in settings.world_files:
@@ -167,9 +175,11 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             secrets=secrets,
             clock=clock,
             redis_url=redis_url,
+            valkey=valkey,
             redis=redis,
             log=log,
-            state=StateStore(redis, settings.partitions),
+            # On connections of its own, so that a crowd of requests can't keep the engine from committing.
+            state=StateStore(committing, settings.partitions),
             world=world,
             intake=Intake(log, clock),
             opt_outs=OptOuts(redis, settings.partitions),
@@ -180,6 +190,18 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
                 quiet_hours=QuietHours(starts=quiet[0], ends=quiet[1]) if quiet else None,
             ),
             node=node,
+        )
+
+
+async def _settle_on_log(redis: Redis, settings: Settings) -> None:
+    """Offsets in the store mean positions in one kind of log; with another one they would mean nothing."""
+    kind = "streams" if settings.kafka is None else "kafka"
+    with reaching_store():
+        await redis.set(keys.log_kind(), kind, nx=True)
+        settled = text(await redis.get(keys.log_kind()) or kind)
+    if settled != kind:
+        raise ConfigurationError(
+            f"NEARCAST_KAFKA: this store has worked with {settled} as its event log; its offsets mean nothing on {kind}"
         )
 
 
@@ -374,6 +396,11 @@ async def _rooted(root: Root, stop: asyncio.Event) -> None:
         raise
     if not stop.is_set():
         raise RuntimeError(f"{root.name} ended by itself")
+
+
+async def _watch(valkey: EmbeddedValkey) -> None:
+    code = await valkey.wait()
+    raise Unavailable(f"the embedded Valkey ended (exit code {code}); a restart of nearcast starts it again")
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

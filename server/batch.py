@@ -5,7 +5,7 @@ away and reads them again.
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ from nearcast.messages import Emitted, Message, encode_outbox
 from nearcast.moments import Moment, Transition, moments_of_transitions
 from nearcast.world import Fence
 from server.log.base import Record
-from server.state import Commit, DeadLetter, Known
+from server.state import Commit, DeadLetter, Known, Ownership
 from server.world import World
 
 
@@ -46,35 +46,26 @@ def in_order(records: Iterable[Record]) -> list[Record]:
     return list(heapq.merge(*places.values(), key=lambda record: (record.arrived_ms, record.topic == topics.LOCATIONS)))
 
 
-class PoisonError(Exception):
-    """An event that made our own code fail; the record goes to the dead letters, the rest of the batch goes on."""
-
-    def __init__(self, record: Record, cause: Exception) -> None:
-        super().__init__(f"{type(cause).__name__}: {cause}")
-        self.record = record
-
-
 class Batch:
     """What arrived, whom it is about, and one `Commit` per partition."""
 
-    def __init__(self, world: World, epochs: Mapping[int, int], rules: fold.FoldRules) -> None:
+    def __init__(self, world: World, owned: Mapping[int, Ownership], rules: fold.FoldRules) -> None:
         self.world = world
         self.items: list[Item] = []
         self.known: dict[CustomerId, Known] = {}
-        self.commits = {partition: Commit(partition=partition, epoch=epoch) for partition, epoch in epochs.items()}
+        self.commits = {
+            partition: Commit(partition=partition, epoch=owner.epoch, expected=owner.offsets)
+            for partition, owner in owned.items()
+        }
         self._rules = rules
         self._timers_before: dict[CustomerId, dict[str, int]] = {}
         self._results: dict[tuple[str, str], int] = {}
         self._transitions: list[Transition] = []
 
-    def decode(self, records: Iterable[Record], poisoned: Mapping[tuple[str, int, str], str]) -> None:
-        """Records to events; what can't be decoded, or has proved poisonous, becomes a dead letter."""
+    def decode(self, records: Iterable[Record], home: Callable[[CustomerId], int]) -> None:
+        """Records to events; what can't be decoded, or belongs into another partition, becomes a dead letter."""
         for record in records:
             self.commits[record.partition].offsets[record.topic] = record.position
-            poison = poisoned.get((record.topic, record.partition, record.position))
-            if poison is not None:
-                self.bury(record, "internal_error", poison)
-                continue
             try:
                 event = decode(
                     record.topic,
@@ -85,7 +76,11 @@ class Batch:
             except InputError as error:
                 self.bury(record, error.reason, error.detail)
                 continue
-            self.items.append(Item(record, event, event.customer))
+            customer = event.customer
+            if home(customer) != record.partition:
+                self.bury(record, "wrong_partition", "a customer's partition is murmur2(customer) modulo partitions")
+                continue
+            self.items.append(Item(record, event, customer))
 
     def customers(self) -> dict[int, list[CustomerId]]:
         """Whom the events are about, by partition."""
@@ -166,6 +161,11 @@ class Batch:
                 metrics.DEAD_LETTERS.labels(letter.reason).inc()
             for decision in commit.decisions:
                 metrics.DECISIONS.labels(decision.outcome, decision.reason or "").inc()
+
+    def set_aside(self, record: Record, error: Exception) -> None:
+        """A record that makes our own code fail: pass over it, and keep it with what went wrong."""
+        self.commits[record.partition].offsets[record.topic] = record.position
+        self.bury(record, "internal_error", f"{type(error).__name__}: {error}")
 
     def bury(self, record: Record, reason: str, detail: str) -> None:
         """Put a record among the dead letters."""

@@ -1,19 +1,36 @@
 -- One engine batch of one partition, all or nothing.
--- KEYS: epoch, offsets, outbox, timers, dead letters; then the keys to set; then the keys to delete;
---       then, for each decision, its own key and the customer's list of decisions.
--- ARGV: expected epoch, number of keys to set, number to delete, their values, a MessagePack map of the
---       rest, and the original bytes of each dead letter (which Lua's MessagePack could not carry).
--- Refuses with FENCED when another worker has taken the partition over since.
+-- KEYS: epoch, offsets, outbox, timers, dead letters, opt-outs; then the keys to set.
+-- ARGV: the epoch and the number of keys to set, their values, a MessagePack map of the rest, and the original bytes of
+--       each dead letter (which Lua's MessagePack could not carry). Keys of decisions and of erased customers are made
+--       here, from prefixes in the map; they are all in the partition's slot.
+-- Refuses with FENCED when another worker has taken the partition over since, or when the stored offsets aren't those
+-- that this worker last read or wrote: then the store has lost writes, and the log must replay them.
 local epoch = redis.call('GET', KEYS[1]) or '0'
 if epoch ~= ARGV[1] then
   return redis.error_reply('FENCED epoch is ' .. epoch .. ', not ' .. ARGV[1])
 end
-local sets, deletes = tonumber(ARGV[2]), tonumber(ARGV[3])
-local rest = cmsgpack.unpack(ARGV[4 + sets])
+local sets = tonumber(ARGV[2])
+local rest = cmsgpack.unpack(ARGV[3 + sets])
+local stored = redis.call('HGETALL', KEYS[2])
+local known = 0
+for _ in pairs(rest.expected) do known = known + 1 end
+if #stored ~= 2 * known then
+  return redis.error_reply('FENCED other topics have offsets')
+end
+for i = 1, #stored, 2 do
+  if rest.expected[stored[i]] ~= stored[i + 1] then
+    return redis.error_reply('FENCED the offset of ' .. stored[i] .. ' is ' .. stored[i + 1])
+  end
+end
 
 -- Deletions first: someone erased may have come back within the same batch.
-for i = 1, deletes do
-  redis.call('DEL', KEYS[5 + sets + i])
+for _, customer in ipairs(rest.erased) do
+  local list = rest.decisions_prefix .. customer
+  for _, decision in ipairs(redis.call('LRANGE', list, 0, -1)) do
+    redis.call('DEL', rest.decision_prefix .. decision)
+  end
+  redis.call('DEL', list, rest.customer_prefix .. customer, rest.presence_prefix .. customer)
+  redis.call('HDEL', KEYS[6], customer)
 end
 
 -- Lua can pass a few thousand arguments to one call.
@@ -21,8 +38,8 @@ local CHUNK = 2000
 for first = 1, sets, CHUNK do
   local pairs_ = {}
   for i = first, math.min(first + CHUNK - 1, sets) do
-    pairs_[#pairs_ + 1] = KEYS[5 + i]
-    pairs_[#pairs_ + 1] = ARGV[3 + i]
+    pairs_[#pairs_ + 1] = KEYS[6 + i]
+    pairs_[#pairs_ + 1] = ARGV[2 + i]
   end
   redis.call('MSET', unpack(pairs_))
 end
@@ -40,15 +57,17 @@ for member, due in pairs(rest.timers) do
   end
 end
 for i, letter in ipairs(rest.dead_letters) do
-  redis.call('XADD', KEYS[5], '*', 'reason', letter[1], 'detail', letter[2], 'topic', letter[3], 'position', letter[4],
-    'key', letter[5], 'value', ARGV[4 + sets + i])
+  redis.call('XADD', KEYS[5], 'MAXLEN', '~', rest.kept_dead_letters, '*', 'reason', letter[1], 'detail', letter[2],
+    'topic', letter[3], 'position', letter[4], 'key', letter[5], 'value', ARGV[3 + sets + i])
 end
-local next_key = 5 + sets + deletes
 for _, decision in ipairs(rest.decisions) do
-  redis.call('SET', KEYS[next_key + 1], decision[2], 'EX', rest.decision_ttl)
-  redis.call('LPUSH', KEYS[next_key + 2], decision[1])
-  redis.call('LTRIM', KEYS[next_key + 2], 0, rest.kept_decisions - 1)
-  redis.call('EXPIRE', KEYS[next_key + 2], rest.decision_ttl)
-  next_key = next_key + 2
+  local list = rest.decisions_prefix .. decision[2]
+  redis.call('SET', rest.decision_prefix .. decision[1], decision[3], 'EX', rest.decision_ttl)
+  redis.call('LPUSH', list, decision[1])
+  for _, dropped in ipairs(redis.call('LRANGE', list, rest.kept_decisions, -1)) do
+    redis.call('DEL', rest.decision_prefix .. dropped)
+  end
+  redis.call('LTRIM', list, 0, rest.kept_decisions - 1)
+  redis.call('EXPIRE', list, rest.decision_ttl)
 end
 return #rest.outbox

@@ -1,7 +1,8 @@
 """Opt-outs that hold at once: withdrawn through the API, effective before the log has brought them to the state.
 
 A withdrawal is noted beside the state and acknowledged; every send looks here as well. The consent event that travels
-through the log makes it permanent; a later grant (by event time) overrules the note.
+through the log makes it permanent; a later grant (by event time) overrules the note. An erasure removes the note in
+the same commit as the state (server/commit.lua).
 """
 
 import msgspec
@@ -43,11 +44,6 @@ class OptOuts:
         for scope, at_ms in _SCOPES.decode(note).items() if note else ():
             if at_ms >= customer.consents.get(scope, (True, 0))[1]:
                 customer.consents[scope] = (False, at_ms)
-
-    async def forget(self, customer: CustomerId) -> None:
-        """Part of an erasure."""
-        with reaching_store():
-            await self._redis.hdel(self._key(customer), customer)
 
     def _key(self, customer: CustomerId) -> str:
         return keys.opt_outs(partition_of(customer, self._partitions))

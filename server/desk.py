@@ -18,7 +18,7 @@ from nearcast import keys, metrics
 from nearcast.clock import Clock
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
-from nearcast.errors import Unavailable
+from nearcast.errors import NotFound, Unavailable
 from nearcast.events import Channel, Consent, ConsentScope, DeliveryStatus, Erase, IntakeEvent
 from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, EventId, MessageId, PromotionId
 from nearcast.messages import Push
@@ -121,12 +121,15 @@ class Desk:
         )
 
     async def erase(self, customer: CustomerId) -> None:
-        """Erase all that is known of a customer: coupons and pushes now, the state once the log has been read."""
+        """Erase all that is known of a customer: coupons and pushes now, the state once the log has been read.
+
+        Until then nothing is sent any more: the opt-out noted here goes together with the state.
+        """
         uid, anonymous_id = _ids(customer)
+        await self._opt_outs.withdraw(customer, "all", self.clock.now_ms())
         made = await self._state.decisions(customer, KEPT_DECISIONS)
         await self._intake.append([Erase(id=uuid.uuid4().hex, uid=uid, anonymous_id=anonymous_id)])
         await self.coupons.forget(decision.id for decision in made)
-        await self._opt_outs.forget(customer)
         channel = f"customer:{customer}"
         with reaching_store():
             await self._redis.delete(keys.channel_stream(channel), keys.channel_meta(channel))
@@ -188,5 +191,7 @@ class Desk:
 def _ids(customer: CustomerId) -> tuple[str | None, str | None]:
     """(uid, anonymous_id) of an event about this customer."""
     if customer.startswith(ANONYMOUS_PREFIX):
+        if customer == ANONYMOUS_PREFIX:
+            raise NotFound("unknown_customer", "there is no such customer")
         return None, customer.removeprefix(ANONYMOUS_PREFIX)
     return customer, None

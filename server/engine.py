@@ -11,8 +11,7 @@ Nothing is sent from here: messages leave through the outbox, which is committed
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from models import features
 from models.scorer import Scorer
@@ -28,9 +27,9 @@ from offers.candidates import candidates, stock_wanted
 from offers.decide import decide, screen
 from offers.messages import message_of
 from offers.policy import Policy
-from server.batch import Batch, Item, PoisonError, in_order
+from server.batch import Batch, Item, in_order
 from server.log.base import LogConsumer, Record
-from server.state import Known, StateStore
+from server.state import Commit, Known, Ownership, StateStore
 from server.world import WorldStore
 
 logger = logging.getLogger("nearcast.server.engine")
@@ -68,13 +67,13 @@ class Engine:
         self._batch_events = batch_events
         self._cached_customers = cached_customers
         self._generation: int | None = None
-        self._epochs: dict[int, int] = {}
+        self._owned: dict[int, Ownership] = {}
         self._cache: dict[int, dict[CustomerId, Known]] = {}
 
     @property
     def partitions(self) -> frozenset[int]:
         """The partitions owned now."""
-        return frozenset(self._epochs)
+        return frozenset(self._owned)
 
     async def run(self) -> None:
         while True:
@@ -92,31 +91,41 @@ class Engine:
 
     async def process(self, records: Sequence[Record]) -> None:
         """Work one batch off, from records to commit."""
-        records = in_order(record for record in records if record.partition in self._epochs)
-        poisoned: dict[tuple[str, int, str], str] = {}
-        while True:
-            try:
-                batch = await self._work(records, poisoned)
-                break
-            except PoisonError as poison:
-                logger.exception("a record became a dead letter because it made the engine fail")
-                record = poison.record
-                poisoned[record.topic, record.partition, record.position] = str(poison)
-                # Half-folded customers are thrown away; the batch starts anew without the record.
-                self._cache.clear()
+        await self._process(in_order(record for record in records if record.partition in self._owned))
+
+    async def _process(self, records: Sequence[Record]) -> None:
+        try:
+            batch = await self._work(records)
+            commits = batch.finish()
+            encoded = [self._state.encode(commit) for commit in commits]
+        except (Unavailable, Fenced):
+            raise
+        except Exception as error:
+            # A defect of ours must not stop the partition: halve the batch until the record that brings it out stands
+            # alone, and set that one aside. Half-folded customers are thrown away first.
+            self._cache.clear()
+            if len(records) > 1:
+                middle = len(records) // 2
+                await self._process(records[:middle])
+                await self._process(records[middle:])
+                return
+            logger.exception("a record became a dead letter because it made the engine fail")
+            batch = Batch(self._world.current, self._owned, self._rules)
+            batch.set_aside(records[0], error)
+            commits = batch.finish()
+            encoded = [self._state.encode(commit) for commit in commits]
         with metrics.BATCH_SECONDS.labels("commit").time():
-            await asyncio.gather(*(self._state.commit(commit) for commit in batch.finish()))
-        self._remember(batch)
+            await asyncio.gather(*(self._state.commit(commit) for commit in encoded))
+        self._remember(batch, commits)
         batch.count(self._clock.now_ms())
         metrics.BATCH_EVENTS.observe(len(records))
-        for commit in batch.commits.values():
-            if commit.offsets:
-                await self._consumer.progress(commit.partition, commit.offsets)
+        for commit in commits:
+            await self._consumer.progress(commit.partition, commit.offsets)
 
-    async def _work(self, records: Sequence[Record], poisoned: dict[tuple[str, int, str], str]) -> Batch:
-        batch = Batch(self._world.current, self._epochs, self._rules)
+    async def _work(self, records: Sequence[Record]) -> Batch:
+        batch = Batch(self._world.current, self._owned, self._rules)
         with metrics.BATCH_SECONDS.labels("decode").time():
-            batch.decode(records, poisoned)
+            batch.decode(records, self._state.partition)
         with metrics.BATCH_SECONDS.labels("load").time():
             await self._load(batch)
         with metrics.BATCH_SECONDS.labels("match").time():
@@ -139,25 +148,18 @@ class Engine:
                 known = cached.get(customer)
                 if known is not None:
                     batch.known[customer] = known
-                elif self._state.partition(customer) == partition:
+                else:
                     missing.setdefault(partition, []).append(customer)
         loads = [self._state.load(partition, customers) for partition, customers in missing.items()]
         for customers, found in zip(missing.values(), await asyncio.gather(*loads), strict=True):
             batch.known.update(zip(customers, found, strict=True))
-        for item in [item for item in batch.items if item.customer not in batch.known]:
-            # Its state lives in another partition, which we may not own: the producer partitions differently.
-            batch.bury(
-                item.record, "wrong_partition", "the record's partition is not murmur2(customer) modulo partitions"
-            )
-            batch.items.remove(item)
 
     async def _decide(self, batch: Batch, moments: Sequence[tuple[Item, Moment]]) -> None:
         """Decide one moment of each of several customers: one stock read, one score call."""
         world = batch.world
         open_moments = []
         for item, moment in moments:
-            with blaming(item):
-                found = candidates(moment, batch.known[item.customer].customer, world.catalogue)
+            found = candidates(moment, batch.known[item.customer].customer, world.catalogue)
             if found:
                 open_moments.append((item, moment, found))
         wanted = [pair for _, moment, found in open_moments for pair in stock_wanted(moment, found)]
@@ -167,30 +169,31 @@ class Engine:
         for item, moment, found in open_moments:
             customer = batch.known[item.customer].customer
             first = len(rows)
-            with blaming(item):
-                passed = screen(moment, customer, found, world.catalogue, stock, self._policy)
-                scored = [index for index, candidate in enumerate(passed) if candidate.stopped_by is None]
-                rows += [self._features(batch, customer, moment, passed[index]) for index in scored]
+            passed = screen(moment, customer, found, world.catalogue, stock, self._policy)
+            scored = [index for index, candidate in enumerate(passed) if candidate.stopped_by is None]
+            rows += [self._features(batch, customer, moment, passed[index]) for index in scored]
             screened.append((item, moment, passed, scored, first))
         scores = self._scorer.score(rows)
         for item, moment, passed, scored, first in screened:
             propensities = dict(zip(scored, scores[first : first + len(scored)], strict=True))
-            with blaming(item):
-                decision = decide(moment, passed, propensities, world.catalogue, self._scorer.version)
-                batch.record(item, decision, message_of(decision, world.catalogue))
+            decision = decide(moment, passed, propensities, world.catalogue, self._scorer.version)
+            batch.record(item, decision, message_of(decision, world.catalogue))
 
     def _features(self, batch: Batch, customer: Customer, moment: Moment, candidate: Candidate) -> list[float]:
         catalogue = batch.world.catalogue
         segment = None if candidate.sku is None else catalogue.segments.get(candidate.sku)
         return features.row(customer, catalogue.promotions[candidate.promotion], segment, moment.at_ms)
 
-    def _remember(self, batch: Batch) -> None:
-        """Keep the customers just committed decoded, newest last, within the bound."""
+    def _remember(self, batch: Batch, commits: Sequence[Commit]) -> None:
+        """Keep where we are, and the customers just committed, newest last, within the bound."""
+        for commit in commits:
+            owner = self._owned[commit.partition]
+            self._owned[commit.partition] = owner._replace(offsets=owner.offsets | commit.offsets)
         for item in batch.items:
             cached = self._cache.setdefault(item.record.partition, {})
             cached.pop(item.customer, None)
             cached[item.customer] = batch.known[item.customer]
-        bound = self._cached_customers // max(1, len(self._epochs))
+        bound = self._cached_customers // max(1, len(self._owned))
         for cached in self._cache.values():
             for customer in list(cached)[: max(0, len(cached) - bound)]:
                 del cached[customer]
@@ -201,14 +204,14 @@ class Engine:
         if generation == self._generation:
             return
         self._cache.clear()
-        self._epochs.clear()
+        self._owned.clear()
         for partition in sorted(partitions):
             ownership = await self._state.take(partition)
             await self._consumer.seek(partition, ownership.offsets)
-            self._epochs[partition] = ownership.epoch
+            self._owned[partition] = ownership
         self._generation = generation
-        metrics.OWNED_PARTITIONS.set(len(self._epochs))
-        logger.info("owning partitions %s", sorted(self._epochs))
+        metrics.OWNED_PARTITIONS.set(len(self._owned))
+        logger.info("owning partitions %s", sorted(self._owned))
 
 
 def fold_round(batch: Batch, waiting: Sequence[Work]) -> tuple[list[tuple[Item, Moment]], list[Work]]:
@@ -220,22 +223,9 @@ def fold_round(batch: Batch, waiting: Sequence[Work]) -> tuple[list[tuple[Item, 
         if item.customer in busy:
             later.append((item, moment))
             continue
-        if moment is not None:
-            found = [moment]
-        else:
-            with blaming(item):
-                found = batch.apply(item)
+        found = [moment] if moment is not None else batch.apply(item)
         if found:
             busy.add(item.customer)
             moments.append((item, found[0]))
             later += [(item, other) for other in found[1:]]
     return moments, later
-
-
-@contextmanager
-def blaming(item: Item) -> Iterator[None]:
-    """A defect of ours must not stop the partition: the record that brought it out is set aside with its reason."""
-    try:
-        yield
-    except Exception as error:
-        raise PoisonError(item.record, error) from error

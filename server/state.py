@@ -9,6 +9,7 @@ believes the offsets it finds.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import resources
 from typing import NamedTuple, cast
 
@@ -25,12 +26,18 @@ from server.store import raw, reaching_store, text
 
 DECISION_TTL_S = 30 * 86_400
 KEPT_DECISIONS = 100
+#: Dead letters kept per partition: enough to look into a bad day, too few to fill the store.
+KEPT_DEAD_LETTERS = 100_000
 TIMER_SEPARATOR = "\x1f"
 
 _CUSTOMER = msgspec.msgpack.Decoder(Customer)
 _PRESENCE = msgspec.msgpack.Decoder(Presence)
 _MSGPACK = msgspec.msgpack.Encoder()
 _DECISION = msgspec.json.Decoder(Decision)
+
+
+# Hashing takes longer than decoding an event.
+_partition_of = lru_cache(maxsize=1 << 18)(partition_of)
 
 
 class Known(NamedTuple):
@@ -67,10 +74,14 @@ class Timer(NamedTuple):
 
 
 class Commit(msgspec.Struct):
-    """Everything that one batch changes in one partition."""
+    """Everything that one batch changes in one partition.
+
+    `expected` are the offsets that its owner last read or wrote; if the store holds others, it has lost writes.
+    """
 
     partition: int
     epoch: int
+    expected: dict[str, str] = {}
     offsets: dict[str, str] = {}
     customers: dict[CustomerId, Customer] = {}
     presences: dict[CustomerId, Presence] = {}
@@ -82,6 +93,14 @@ class Commit(msgspec.Struct):
     decisions: list[Decision] = []
 
 
+class Encoded(NamedTuple):
+    """A commit as the store takes it."""
+
+    partition: int
+    keys: list[str]
+    values: list[bytes | int]
+
+
 class StateStore:
     """Reads and commits through one Valkey or Redis client. Every failure to reach it is `Unavailable`."""
 
@@ -91,7 +110,8 @@ class StateStore:
         self._commit = redis.register_script(resources.files("server").joinpath("commit.lua").read_text())
 
     def partition(self, customer: CustomerId) -> int:
-        return partition_of(customer, self._partitions)
+        """Where the customer's state is, whichever partition an event of theirs came in."""
+        return _partition_of(customer, self._partitions)
 
     async def take(self, partition: int) -> Ownership:
         """Become the owner: every older owner is fenced from here on."""
@@ -151,52 +171,55 @@ class StateStore:
             timers.append(Timer(CustomerId(customer), kind, int(score)))
         return timers
 
-    async def commit(self, batch: Commit) -> None:
-        """Write a batch, all or nothing. Raises `Fenced` if the partition has a newer owner."""
+    def encode(self, batch: Commit) -> Encoded:
+        """Turn a batch into what is sent, without sending it: what can't be encoded shows here."""
         partition = batch.partition
         sets: dict[str, bytes] = {}
         for customer, cold in batch.customers.items():
             sets[keys.customer(partition, customer)] = _MSGPACK.encode(cold)
         for customer, hot in batch.presences.items():
             sets[keys.presence(partition, customer)] = _MSGPACK.encode(hot)
-        deletes = [key for customer in batch.erased for key in await self._keys_of(partition, customer)]
         fixed = [
             keys.epoch(partition),
             keys.offsets(partition),
             keys.outbox(partition),
             keys.timers(partition),
             keys.dead_letters(partition),
-        ]
-        decisions = [
-            key
-            for decision in batch.decisions
-            for key in (keys.decision(partition, decision.id), keys.decisions_of(partition, decision.customer))
+            keys.opt_outs(partition),
         ]
         rest = {
+            "expected": batch.expected,
             "offsets": batch.offsets,
+            "erased": list(batch.erased),
             "outbox": [entry.decode() for entry in batch.outbox],
             "timers": {f"{kind}{TIMER_SEPARATOR}{customer}": due for (customer, kind), due in batch.timers.items()},
             "dead_letters": [letter[:-1] for letter in batch.dead_letters],
-            "decisions": [(decision.id, msgspec.json.encode(decision).decode()) for decision in batch.decisions],
+            "decisions": [
+                (decision.id, decision.customer, msgspec.json.encode(decision).decode()) for decision in batch.decisions
+            ],
+            "customer_prefix": keys.customer(partition, ""),
+            "presence_prefix": keys.presence(partition, ""),
+            "decision_prefix": keys.decision(partition, ""),
+            "decisions_prefix": keys.decisions_of(partition, ""),
             "decision_ttl": DECISION_TTL_S,
             "kept_decisions": KEPT_DECISIONS,
+            "kept_dead_letters": KEPT_DEAD_LETTERS,
         }
+        letters = [letter.value for letter in batch.dead_letters]
+        return Encoded(
+            partition,
+            [*fixed, *sets],
+            [batch.epoch, len(sets), *sets.values(), _MSGPACK.encode(rest), *letters],
+        )
+
+    async def commit(self, batch: Encoded) -> None:
+        """Write a batch, all or nothing. Raises `Fenced` if its worker is not the owner any more, or must read anew."""
         with reaching_store():
             try:
-                await self._commit(
-                    keys=[*fixed, *sets, *deletes, *decisions],
-                    args=[
-                        batch.epoch,
-                        len(sets),
-                        len(deletes),
-                        *sets.values(),
-                        _MSGPACK.encode(rest),
-                        *(letter.value for letter in batch.dead_letters),
-                    ],
-                )
+                await self._commit(keys=batch.keys, args=batch.values)
             except ResponseError as error:
                 if "FENCED" in str(error):
-                    raise Fenced(f"partition {partition}: {error}") from None
+                    raise Fenced(f"partition {batch.partition}: {error}") from None
                 raise
 
     async def forget_timer(self, partition: int, timer: Timer) -> None:
@@ -211,15 +234,3 @@ class StateStore:
                 member,
                 timer.due_ms,
             )
-
-    async def _keys_of(self, partition: int, customer: CustomerId) -> list[str]:
-        """Every key that holds something about this one customer."""
-        listed = keys.decisions_of(partition, customer)
-        with reaching_store():
-            ids = await self._redis.lrange(listed, 0, -1)
-        return [
-            keys.customer(partition, customer),
-            keys.presence(partition, customer),
-            listed,
-            *(keys.decision(partition, text(name)) for name in ids),
-        ]

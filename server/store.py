@@ -3,17 +3,28 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from nearcast.errors import Unavailable
 
+#: Connections of one client. While the store stalls, callers wait for one of these instead of opening ever more.
+_CONNECTIONS = 64
+
 
 def client_of(url: str) -> Redis:
     """A client that never repeats a command by itself: a commit whose reply was lost may have happened."""
-    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=5.0, socket_timeout=10.0)
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=_CONNECTIONS,
+        timeout=10.0,
+        retry=Retry(NoBackoff(), 0),
+        socket_connect_timeout=5.0,
+        socket_timeout=10.0,
+    )
+    return Redis.from_pool(pool)
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from nearcast.ids import (
     EventId,
     MessageId,
     PromotionId,
-    decision_id,
     derived_event_id,
     message_id,
 )
@@ -129,7 +128,7 @@ def _steps(history: History, household: CustomerId) -> Iterator[_Step]:
 
 
 def _ids(household: CustomerId, promotion: PromotionId) -> tuple[DecisionId, MessageId]:
-    decision = decision_id(EventId(f"{household}/{promotion}"), "enter", promotion, "history")
+    decision = DecisionId(f"{household}/{promotion}")
     return decision, message_id(decision, "customer")
 
 

@@ -57,6 +57,9 @@ def test_longitude_names(name: str) -> None:
         ({"uid": "{tag}"}, "uid"),
         ({"uid": "x" * 129}, "uid"),
         ({"uid": None}, "uid"),
+        ({"uid": "anon:"}, "anonymous"),
+        ({"uid": "anon:d7"}, "anonymous"),
+        ({"uid": None, "anonymous_id": "x" * 121}, "anonymous_id"),
         ({"ts": -1}, "ts"),
         ({"ts": 1.5}, "ts"),
         ({"ts": "2025-01-01"}, "ts"),
@@ -135,6 +138,12 @@ def test_future() -> None:
     with pytest.raises(InputError) as refused:
         decode(topics.LOCATIONS, location(ts=NOW + MAX_AHEAD_MS + 1), position="0:1", arrived_ms=NOW)
     assert refused.value.reason == "event_from_the_future"
+
+
+def test_a_fast_clock_gives_no_lasting_consent() -> None:
+    """A consent dated ahead of its arrival counts from its arrival."""
+    body = json.dumps({"type": "consent", "uid": "c1", "scope": "sms", "granted": True, "ts": NOW + 50_000}).encode()
+    assert decode(topics.ACTIONS, body, position="0:1", arrived_ms=NOW).ts == NOW
 
 
 def test_defaults_come_from_the_log() -> None:

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nearcast.customer import HALF_LIFE_MS, KEPT_VIEWS, SEEN_EVENTS, Customer, Decayed, SentMessage
+from nearcast.customer import (
+    HALF_LIFE_MS,
+    KEPT_MESSAGES,
+    KEPT_THINGS,
+    KEPT_VIEWS,
+    SEEN_EVENTS,
+    Customer,
+    Decayed,
+    SentMessage,
+)
+from nearcast.decisions import Decision
 from nearcast.events import (
     Action,
     AnyEvent,
@@ -22,8 +32,9 @@ from nearcast.events import (
     Stitch,
     Timer,
 )
-from nearcast.fold import CART_TIMER, Folded, FoldRules, apply
-from nearcast.ids import CustomerId, DecisionId, MessageId, PromotionId, Sku
+from nearcast.fold import CART_TIMER, Folded, FoldRules, apply, record_message
+from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, Sku
+from nearcast.moments import Moment
 
 RULES = FoldRules(cart_abandoned_after_ms=1_000)
 SEGMENTS = {"milk": "dairy", "butter": "dairy", "coat": "coats"}
@@ -157,6 +168,8 @@ def test_opt_out_and_in() -> None:
     fold(customer, new(Consent, scope="all", granted=True, ts=21))
     assert customer.consented("sms")
     assert not customer.consented("email")
+    fold(customer, new(Consent, scope="sms", granted=False, ts=5))
+    assert not customer.consented("sms"), "a withdrawal counts even if a slow clock dates it before the grant"
 
 
 def test_profile_keeps_what_is_left_out() -> None:
@@ -177,8 +190,11 @@ def test_receipts_move_forward_only() -> None:
     for _ in range(2):
         fold(customer, new(Receipt, message="m", decision="d", status="redeemed", ts=3))
     assert customer.redemptions == 1
-    fold(customer, new(Receipt, message="unknown", decision="d", status="opened", ts=3))
+    seen = list(customer.seen)
+    unknown = fold(customer, new(Receipt, message="unknown", decision="d", status="opened", ts=3))
+    assert unknown.status == "stale"
     assert len(customer.messages) == 1
+    assert customer.seen == seen
 
 
 def test_a_failed_channel_is_not_the_end() -> None:
@@ -219,6 +235,37 @@ def test_sign_in_takes_the_context_along() -> None:
     assert customer.wishlist == {"milk": 6}
     assert customer.viewed == {"butter": 7}
     assert customer.timers == {CART_TIMER: 1_008}
+
+
+def test_cart_and_wishlist_are_bounded() -> None:
+    """However much is put into them, the newest things stay."""
+    customer = somebody()
+    for n in range(KEPT_THINGS + 5):
+        fold(customer, new(Cart, action="add", sku=f"s{n}", ts=n + 1))
+        fold(customer, new(Action, action="wishlist_add", sku=f"s{n}", ts=n + 1))
+    expected = {f"s{n}" for n in range(5, KEPT_THINGS + 5)}
+    assert set(customer.cart) == set(customer.wishlist) == expected
+
+
+def test_messages_are_bounded() -> None:
+    """Of many messages those that reached nobody are forgotten first, then the oldest: caps count the others."""
+    customer = somebody()
+
+    def decided(n: int) -> None:
+        moment = Moment(event=EventId("e"), customer=customer.id, trigger="enter", at_ms=n, subject="f")
+        decision = Decision(
+            id=DecisionId(f"d{n}"), moment=moment, outcome="offer", at_ms=n, deadline_ms=n, candidates=[],
+            rules_version="r", model_version="m", promotion=PromotionId("p"),
+        )  # fmt: skip
+        record_message(customer, MessageId(f"m{n}"), decision)
+
+    for n in range(KEPT_MESSAGES):
+        decided(n)
+    fold(customer, new(Receipt, message="m7", decision="d7", status="suppressed", ts=9))
+    decided(KEPT_MESSAGES)
+    decided(KEPT_MESSAGES + 1)
+    kept = [sent.message for sent in customer.messages]
+    assert kept == [f"m{n}" for n in range(1, KEPT_MESSAGES + 2) if n != 7]
 
 
 def test_views_are_bounded() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearcast.ids import (
+    CustomerId,
     DecisionId,
     EventId,
     coupon_code,
@@ -24,18 +25,21 @@ def test_partitioner_is_kafkas(key: str, partitions: int) -> None:
 
 
 def test_decision_ids_tell_everything_apart() -> None:
-    """Another event, trigger, subject or set of rules is another decision; the same is the same."""
-    base = decision_id(EventId("e"), "enter", "f", "r")
-    assert base == decision_id(EventId("e"), "enter", "f", "r")
+    """Another customer, event, trigger, time, subject or set of rules is another decision; the same is the same."""
+    ann, bob, e = CustomerId("ann"), CustomerId("bob"), EventId("e")
+    base = decision_id(ann, e, "enter", "f", 1, "r")
+    assert base == decision_id(ann, e, "enter", "f", 1, "r")
     others = {
-        decision_id(EventId("e2"), "enter", "f", "r"),
-        decision_id(EventId("e"), "exit", "f", "r"),
-        decision_id(EventId("e"), "enter", "g", "r"),
-        decision_id(EventId("e"), "enter", "f", "r2"),
-        decision_id(EventId("ee"), "nter", "f", "r"),
+        decision_id(bob, e, "enter", "f", 1, "r"),
+        decision_id(ann, EventId("e2"), "enter", "f", 1, "r"),
+        decision_id(ann, e, "exit", "f", 1, "r"),
+        decision_id(ann, e, "enter", "g", 1, "r"),
+        decision_id(ann, e, "enter", "f", 2, "r"),
+        decision_id(ann, e, "enter", "f", 1, "r2"),
+        decision_id(ann, EventId("ee"), "nter", "f", 1, "r"),
     }
     assert base not in others
-    assert len(others) == 5
+    assert len(others) == 7
     assert message_id(base, "customer") != message_id(base, "staff")
 
 

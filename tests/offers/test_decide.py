@@ -43,7 +43,7 @@ def test_what_a_decision_records() -> None:
     decision = what_happens(customer(), deal)
     assert decision is not None
     version = catalogue(deal).version
-    assert decision.id == decision_id(moment().event, "walk_past", DOORSTEP, version)
+    assert decision.id == decision_id(decision.customer, moment().event, "walk_past", DOORSTEP, NOW_MS, version)
     assert (decision.at_ms, decision.deadline_ms) == (NOW_MS, NOW_MS + 90_500)
     assert (decision.rules_version, decision.model_version) == (version, "model-1")
     assert (decision.store, decision.sku, decision.customer) == (SHOP, TENT, "ann")

@@ -27,7 +27,7 @@ NOW = 1_795_000_000_000
 
 
 @pytest.fixture(params=["streams", pytest.param("kafka", marks=pytest.mark.kafka)])
-def idle_log(request: pytest.FixtureRequest, redis: Redis, valkey_url: str) -> EventLog:  # noqa: ARG001  # emptied
+def idle_log(request: pytest.FixtureRequest, redis: Redis, valkey_url: str) -> EventLog:
     """Each of the two event logs. Not a coroutine: those can't ask for the fixtures that only one of the two needs."""
     if request.param == "streams":
         return StreamsLog(valkey_url, PARTITIONS)
@@ -227,22 +227,88 @@ async def test_a_fenced_engine_commits_nothing(redis: Redis) -> None:
     assert (await committed(redis)).customers
 
 
-async def test_a_defect_of_ours_costs_one_record(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event that makes our code fail becomes a dead letter; the same customer's other events are folded."""
+async def test_a_store_that_lost_writes_is_noticed(redis: Redis) -> None:
+    """If the store comes back with older offsets, the next commit is refused, and the log replayed from there."""
+    world = WorldStore(redis)
+    await world.put(WORLD)
+    engine = engine_on(redis, Playback(), world)
+    await engine._follow_assignment()
+    records = records_of([cart("ann", NOW + n) for n in range(3)], NOW)
+    await engine.process(records[:1])
+    offsets = keys.offsets(records[0].partition)
+    await redis.hdel(offsets, topics.CARTS)
+    with pytest.raises(Fenced):
+        await engine.process(records[1:])
+    engine._generation = None
+    await engine._follow_assignment()
+    await engine.process(records)
+    assert await redis.hget(offsets, topics.CARTS) == b"2"
+
+
+async def test_a_stray_record_beside_its_customer(redis: Redis) -> None:
+    """A record in the wrong partition is a dead letter also when its customer has events of their own in the batch."""
+    world = WorldStore(redis)
+    await world.put(WORLD)
+    engine = engine_on(redis, Playback(), world)
+    await engine._follow_assignment()
+    home, stray = records_of([cart("ann", NOW), cart("ann", NOW + 1, "grinder")], NOW)
+    stray = msgspec.structs.replace(stray, partition=(stray.partition + 1) % PARTITIONS)
+    await engine.process([home, stray])
+    found = await committed(redis)
+    assert [letter[b"reason"] for letter in found.dead_letters] == [b"wrong_partition"]
+    assert [list(known.customer.cart) for known in found.customers.values()] == [["beans"]]
+
+
+async def test_one_event_id_for_two_customers(redis: Redis) -> None:
+    """Clients number their events as they like: the same id at two customers gives two decisions and two messages."""
+    world = WorldStore(redis)
+    await world.put(WORLD)
+    engine = engine_on(redis, Playback(), world)
+    await engine._follow_assignment()
+    events = [
+        event for uid in ("ann", "bob") for event in (consent(uid, NOW), cart(uid, NOW), fix(uid, NOW, 80, id="1"))
+    ]
+    await engine.process(records_of(events, NOW))
+    found = await committed(redis)
+    assert len(found.decisions) == 2
+    assert len({entry.id for entry in found.outbox if isinstance(entry, Message)}) == 2
+
+
+async def test_defects_of_ours_cost_their_records_only(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events that make our code fail become dead letters; everything around them is folded, in order."""
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
     await engine._follow_assignment()
     monkeypatch.setattr("nearcast.fold._fold_profile", lambda *_: 1 / 0)
-    await engine.process(
-        records_of([cart("ann", NOW), Profile(id="p", uid="ann", name="x"), cart("ann", NOW + 1, "grinder")], NOW)
-    )
+    events: list[Event] = [
+        Profile(id=f"p{n}", uid="ann", name="x") if n in (3, 4, 20) else cart("ann", NOW + n) for n in range(25)
+    ]
+    await engine.process(records_of(events, NOW))
     found = await committed(redis)
-    (letter,) = found.dead_letters
-    assert letter[b"reason"] == b"internal_error"
-    assert b"ZeroDivisionError" in letter[b"detail"]
+    assert [letter[b"position"] for letter in found.dead_letters] == [b"3", b"4", b"20"]
+    assert all(letter[b"reason"] == b"internal_error" for letter in found.dead_letters)
+    assert all(b"ZeroDivisionError" in letter[b"detail"] for letter in found.dead_letters)
     (known,) = found.customers.values()
-    assert {sku: item.quantity for sku, item in known.customer.cart.items()} == {"beans": 1, "grinder": 1}
+    assert known.customer.cart["beans"].quantity == 22  # type: ignore[index]
+
+
+async def test_a_state_that_cannot_be_encoded(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what shows only when the batch is encoded costs the record, not the engine."""
+    world = WorldStore(redis)
+    await world.put(WORLD)
+    engine = engine_on(redis, Playback(), world)
+    await engine._follow_assignment()
+
+    def absurd(customer: Any, _: Any) -> None:
+        customer.redemptions = 10**30
+
+    monkeypatch.setattr("nearcast.fold._fold_profile", absurd)
+    await engine.process(records_of([cart("ann", NOW), Profile(id="p", uid="ann"), cart("ann", NOW + 1)], NOW))
+    found = await committed(redis)
+    assert [letter[b"reason"] for letter in found.dead_letters] == [b"internal_error"]
+    (known,) = found.customers.values()
+    assert known.customer.cart["beans"].quantity == 2  # type: ignore[index]
 
 
 def _shopping(seed: int) -> list[Event]:

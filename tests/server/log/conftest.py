@@ -1,6 +1,7 @@
 """Each adapter of the event log, with a real server behind it."""
 
 from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
 
 import pytest
 
@@ -33,3 +34,9 @@ async def log(rig: Rig) -> AsyncIterator[EventLog]:
     """A log that runs, and is empty."""
     async with running(rig.make_log()) as log:
         yield log
+
+
+@pytest.fixture
+def group() -> str:
+    """The name of a group that no other test has used."""
+    return uuid4().hex

@@ -8,11 +8,12 @@ from typing import Protocol
 from uuid import uuid4
 
 import msgspec
+import pytest
 
 from server.log.base import EventLog, LogConsumer, Record
 from server.log.kafka import KafkaLog, KafkaLogConsumer, KafkaOptions
 from server.log.streams import StreamsConsumer, StreamsLog
-from tests.services.kafka import KafkaBroker
+from tests.services.kafka import KafkaBroker, Tansu
 from tests.services.valkey import ValkeyProcess
 
 PARTITIONS = 4
@@ -25,6 +26,10 @@ class Rig(Protocol):
     """An adapter and the server behind it."""
 
     def make_log(self) -> EventLog: ...
+
+    def skip_on_stand_in(self, why: str) -> None:
+        """Skip the test if the server is only a stand-in, about which `why` is true."""
+        ...
 
     async def crash(self, consumer: LogConsumer) -> None:
         """End a consumer as SIGKILL would: no goodbye to anyone."""
@@ -47,6 +52,9 @@ class StreamsRig:
 
     def make_log(self) -> StreamsLog:
         return StreamsLog(self._valkey.url, PARTITIONS, session_timeout_ms=SESSION_TIMEOUT_MS)
+
+    def skip_on_stand_in(self, why: str) -> None:
+        """It is the real one."""
 
     async def crash(self, consumer: LogConsumer) -> None:
         assert isinstance(consumer, StreamsConsumer)
@@ -71,6 +79,10 @@ class KafkaRig:
 
     def make_log(self) -> KafkaLog:
         return KafkaLog(self._options, PARTITIONS, TOPICS, ())
+
+    def skip_on_stand_in(self, why: str) -> None:
+        if isinstance(self._broker, Tansu):
+            pytest.skip(f"{Tansu.name} stands in for Apache Kafka, and {why}")
 
     async def crash(self, consumer: LogConsumer) -> None:
         assert isinstance(consumer, KafkaLogConsumer)

@@ -75,15 +75,15 @@ async def test_seek_resumes_exactly_after_a_position(log: EventLog) -> None:
         assert [record.value for record in await read(consumer, 1)] == [b"10"]
 
 
-async def test_a_position_outlives_the_consumer(log: EventLog) -> None:
+async def test_a_position_outlives_the_consumer(log: EventLog, group: str) -> None:
     """A later worker goes on from the stored position, whatever was told to the log as progress."""
     await log.append([Entry(LOCATIONS, key_in(1), str(n).encode()) for n in range(5)])
-    async with member(log, "group") as consumer:
+    async with member(log, group) as consumer:
         await settle(consumer)
         await consumer.seek(1, {})
         records = await read(consumer, 5)
         await consumer.progress(1, {LOCATIONS: records[4].position})
-    async with member(log, "group") as consumer:
+    async with member(log, group) as consumer:
         await settle(consumer)
         await consumer.seek(1, {LOCATIONS: records[1].position})
         assert await read(consumer, 3) == records[2:]
