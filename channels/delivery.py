@@ -5,12 +5,18 @@ dispatcher that takes over from a dead one knows which channel may have the mess
 under the same key, instead of another.
 
 Rules: every hand-over comes after a fresh re-check (an opt-out holds before the next send); nothing is handed over past
-the deadline; a final state is saved first, and its receipt is in the log before `deliver` returns.
+the deadline; a final state is saved first, and its receipt is in the log before `deliver` returns. Every save names the
+state it goes on from, and every receipt comes after a save: a dispatcher that slept while another took the message over
+is refused (`Fenced`), and sends and reports nothing more.
+
+Each channel has hand-over slots of its own, so one that hangs holds up only its own messages.
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
@@ -29,6 +35,9 @@ from nearcast.metrics import EVENT_TO_SEND, SENDS, SUPPRESSED
 
 log = logging.getLogger("nearcast.channels")
 
+#: A hand-over must follow its save within this time. It is well below the silence after which entries are taken over.
+_FRESH_S = 10.0
+
 State = Literal["pending", "sending", "sent", "suppressed", "failed"]
 
 #: From each state, where a message can go. "sending" names a channel and may go on to itself: the same channel again,
@@ -43,13 +52,18 @@ STEPS: Mapping[State, frozenset[State]] = {
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a message got. `attempts` counts those on `channel`; `given_up` are the channels that will not do."""
+    """How far a message got. `attempts` counts those on `channel`; `given_up` are the channels that will not do.
+
+    `by` is the courier that saved it, so that two couriers never save the same. What is compared with the stored bytes
+    is this struct encoded again: fields may be added, with defaults, and not be removed.
+    """
 
     state: State = "pending"
     channel: events.Channel | None = None
     attempts: int = 0
     given_up: tuple[events.Channel, ...] = ()
     reason: str = ""
+    by: str = ""
 
     @property
     def final(self) -> bool:
@@ -89,22 +103,36 @@ class Desk(Protocol):
         """What `save_delivery` last stored for this message; `Delivery()` if nothing was."""
         ...
 
-    async def save_delivery(self, message: Message, delivery: Delivery) -> None:
-        """Keep how far the message got, at least for as long as its outbox entry may come back."""
+    async def save_delivery(self, message: Message, before: Delivery, after: Delivery) -> None:
+        """Keep how far the message got, at least for as long as its outbox entry may come back.
+
+        Only if `before` is what is stored (or `after`: a repeated save changes nothing), in one step; else `Fenced`.
+        """
         ...
 
 
 @dataclass
 class _Journey:
-    """A message on its way. `interrupted`: a dispatcher died during a hand-over, and it is not known how that ended."""
+    """A message on its way. `interrupted`: a dispatcher died during a hand-over, and it is not known how that ended.
+
+    `allowed` are the channels that the last re-check allowed, at first those of the promotion.
+    """
 
     message: Message
     delivery: Delivery
     interrupted: bool
+    allowed: tuple[events.Channel, ...]
+
+    @property
+    def begun(self) -> events.Channel | None:
+        return self.delivery.channel if self.delivery.state == "sending" else None
 
 
 class Courier:
-    """Takes messages to their end. Safe to use from many tasks, one message each; `slots` bounds the hand-overs."""
+    """Takes messages to their end. Safe to use from many tasks, one message each.
+
+    `slots` bounds the hand-overs of each channel.
+    """
 
     def __init__(
         self,
@@ -123,33 +151,70 @@ class Courier:
         self._breakers = breakers
         self._clock = clock
         self._patience = patience
-        self._slots = asyncio.Semaphore(slots)
+        # None: of messages that no channel is left for, and that only have to be ended.
+        self._slots = {name: asyncio.Semaphore(slots) for name in (*channels, None)}
+        self._name = secrets.token_hex(8)
         self._attempts_per_channel = attempts_per_channel
         self._send_timeout_s = send_timeout_s
 
-    async def deliver(self, message: Message) -> None:
-        """Bring the message to a final state and its receipt into the log. Raises `Stopping`."""
+    async def deliver(
+        self, message: Message, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        """Bring the message to a final state and its receipt into the log. Raises `Stopping`, and `Fenced` when another
+        dispatcher goes on with the message. `waiting` is entered for as long as the message waits for a channel.
+        """
         delivery = await self._patience.insist("a delivery", partial(self._desk.delivery, message))
-        journey = _Journey(message, delivery, interrupted=delivery.state == "sending")
+        journey = _Journey(message, delivery, delivery.state == "sending", tuple(message.channels))
         faults = 0
         while not journey.delivery.final:
+            wanted, wait_s = self._choose(journey)
+            if wait_s and not self._too_late(journey):
+                with waiting():
+                    await self._pause(journey, wait_s)
+                continue
+            with waiting():
+                await self._slots[wanted].acquire()
             try:
-                async with self._slots:
-                    wait_s = await self._step(journey)
+                wait_s = await self._step(journey, wanted)
                 faults = 0
             except Unavailable as error:
                 faults += 1
-                wait_s = self._patience.backoff_s(faults)
                 log.warning("message %s has to wait: %s", message.id, error)
-            if wait_s and not journey.delivery.final:
-                left_s = (message.deadline_ms - self._clock.now_ms()) / 1000
-                await self._patience.pause(min(wait_s, max(0.0, left_s)))
+                wait_s = 0.0
+            finally:
+                self._slots[wanted].release()
+            if faults:
+                await self._pause(journey, self._patience.backoff_s(faults))
+            elif wait_s:
+                with waiting():
+                    await self._pause(journey, wait_s)
         await self._receipt(journey, journey.delivery.state, journey.delivery.channel, journey.delivery.reason)
 
-    async def _step(self, journey: _Journey) -> float:
-        """Re-check, and make at most one attempt; how long to wait before the next step, in seconds."""
+    def _choose(self, journey: _Journey) -> tuple[events.Channel | None, float]:
+        """The channel to use next, or None if none is left; and how long it is to be left alone, in seconds."""
+        left = [name for name in journey.allowed if name in self._channels and name not in journey.delivery.given_up]
+        if journey.interrupted:
+            left = [name for name in left if name == journey.begun]
+        if not left:
+            return None, 0.0
+        waits_s = {name: self._breakers[name].wait_s for name in left}
+        ready = [name for name in left if not waits_s[name]]
+        if not ready:
+            name = min(left, key=lambda each: waits_s[each])
+            return name, self._patience.spread_s(waits_s[name])
+        return journey.begun if journey.begun in ready else ready[0], 0.0
+
+    async def _step(self, journey: _Journey, wanted: events.Channel | None) -> float:
+        """Re-check, and make at most one attempt; how long to wait for a channel before the next step, in seconds.
+
+        The caller holds a slot of `wanted`. If it is to be another channel now, nothing is sent yet.
+        """
         if self._too_late(journey):
             return await self._suppress(journey, Reason.TOO_LATE)
+        # It may have opened while this one waited for its slot.
+        wait_s = self._choose(journey)[1]
+        if wait_s:
+            return wait_s
         try:
             prepared = await self._desk.prepare(journey.message)
         except InputError as error:
@@ -160,32 +225,32 @@ class Courier:
         if self._too_late(journey):
             return await self._suppress(journey, Reason.TOO_LATE)
 
-        left = [name for name in prepared.channels if name in self._channels and name not in journey.delivery.given_up]
-        begun = journey.delivery.channel if journey.delivery.state == "sending" else None
-        if journey.interrupted and begun is not None:
-            if begun not in left:
-                # It may have gone out on a channel that is not allowed any more; another one could say it twice.
-                return await self._settle(journey, "failed", begun, "interrupted")
-            left = [begun]
-        if not left:
+        journey.allowed = prepared.channels
+        name, wait_s = self._choose(journey)
+        if name is None and journey.interrupted:
+            # It may have gone out on a channel that is not allowed any more; another one could say it twice.
+            return await self._settle(journey, "failed", journey.begun, "interrupted")
+        if name is None:
             return await self._suppress(journey, Reason.UNREACHABLE)
-        ready = [name for name in left if not self._breakers[name].wait_s]
-        if not ready:
-            return min(self._breakers[name].wait_s for name in left)
-        return await self._attempt(journey, begun if begun in ready else ready[0], prepared)
+        if wait_s or name != wanted:
+            return wait_s
+        return await self._attempt(journey, name, prepared)
 
     async def _attempt(self, journey: _Journey, name: events.Channel, prepared: Prepared) -> float:
-        before = journey.delivery
-        repeated = before.state == "sending" and before.channel == name
-        attempts = before.attempts + 1 if repeated else 1
-        sending = before.to("sending", channel=name, attempts=attempts)
-        await self._desk.save_delivery(journey.message, sending)
-        journey.delivery = sending
+        self._breakers[name].begin()
+        repeated = journey.begun == name
+        attempts = journey.delivery.attempts + 1 if repeated else 1
+        began_s = self._clock.monotonic_s()
+        await self._save(journey, journey.delivery.to("sending", channel=name, attempts=attempts))
+        if self._clock.monotonic_s() - began_s > _FRESH_S:
+            # We stood still; others may have the message by now. The next step finds out.
+            return 0.0
         handed_over_ms = self._clock.now_ms()
         try:
             async with asyncio.timeout(self._send_timeout_s):
                 await self._channels[name].send(replace(prepared.outgoing, repeated=repeated))
         except FallBack as error:
+            self._breakers[name].worked()
             return await self._give_up(journey, name, "fall_back", error)
         except DropSend as error:
             SENDS.labels(name, "dropped").inc()
@@ -198,8 +263,10 @@ class Courier:
             if attempts >= self._attempts_per_channel:
                 return await self._give_up(journey, name, "retry", error)
             SENDS.labels(name, "retry").inc()
+            why = _why(error)
+            await self._insist(journey, journey.delivery.to("sending", channel=name, attempts=attempts, reason=why))
             journey.interrupted = False
-            await self._receipt(journey, "failed", name, _why(error))
+            await self._receipt(journey, "failed", name, why)
             return self._patience.backoff_s(attempts)
         SENDS.labels(name, "sent").inc()
         EVENT_TO_SEND.labels(name).observe(max(0, handed_over_ms - journey.message.at_ms) / 1000)
@@ -208,23 +275,32 @@ class Courier:
 
     async def _give_up(self, journey: _Journey, name: events.Channel, status: str, error: Exception) -> float:
         SENDS.labels(name, status).inc()
-        if isinstance(error, FallBack):
-            self._breakers[name].worked()
+        await self._insist(journey, journey.delivery.without(name))
         journey.interrupted = False
-        journey.delivery = journey.delivery.without(name)
         await self._receipt(journey, "failed", name, _why(error))
-        await self._desk.save_delivery(journey.message, journey.delivery)
         return 0.0
 
     async def _suppress(self, journey: _Journey, reason: Reason) -> float:
+        await self._settle(journey, "suppressed", None, reason)
         SUPPRESSED.labels(reason).inc()
-        return await self._settle(journey, "suppressed", None, reason)
+        return 0.0
 
     async def _settle(self, journey: _Journey, state: State, name: events.Channel | None, reason: str) -> float:
-        journey.delivery = journey.delivery.to(state, channel=name, reason=reason)
-        save = partial(self._desk.save_delivery, journey.message, journey.delivery)
-        await self._patience.insist("saving a delivery", save)
+        await self._insist(journey, journey.delivery.to(state, channel=name, reason=reason))
         return 0.0
+
+    async def _insist(self, journey: _Journey, after: Delivery) -> None:
+        await self._patience.insist("saving a delivery", partial(self._save, journey, after))
+
+    async def _save(self, journey: _Journey, after: Delivery) -> None:
+        after = msgspec.structs.replace(after, by=self._name)
+        await self._desk.save_delivery(journey.message, journey.delivery, after)
+        journey.delivery = after
+
+    async def _pause(self, journey: _Journey, wait_s: float) -> None:
+        """Wait, and not past the deadline."""
+        left_s = (journey.message.deadline_ms - self._clock.now_ms()) / 1000
+        await self._patience.pause(min(wait_s, max(0.0, left_s)))
 
     async def _receipt(self, journey: _Journey, state: State, name: events.Channel | None, reason: str) -> None:
         if state == "pending" or state == "sending":

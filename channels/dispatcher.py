@@ -1,15 +1,17 @@
 """The dispatcher: takes the outbox and brings every entry to its end.
 
 Order: entries of one customer (and events of one log key) are handled one after the other, in outbox order; different
-customers go side by side, at most `max_in_flight` taken and `concurrency` handed over at a time. An entry is done only
-after its outcome is in the log, so a crash repeats an entry and never loses one. A log or store that is away is waited
-for. It never sends anything that does not stand in the outbox.
+customers go side by side. What waits for its channel is counted apart from what is worked on (`max_waiting`,
+`max_in_flight`), so a channel that is away does not hold up the others. An entry is done only after its outcome is in
+the log, so a crash repeats an entry and never loses one; one that another dispatcher has taken over is let go of. A log
+or store that is away is waited for. It never sends anything that does not stand in the outbox.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -20,7 +22,7 @@ from channels.delivery import Courier, Delivery, Desk
 from channels.patience import Patience, Stopping
 from nearcast import events
 from nearcast.clock import Clock
-from nearcast.errors import Unavailable
+from nearcast.errors import Fenced, InputError, Unavailable
 from nearcast.messages import Message, OutboxEntry
 from nearcast.metrics import TASK_FAILURES
 
@@ -28,7 +30,7 @@ __all__ = ["Delivery", "Desk", "Dispatcher", "DispatcherSettings", "Outbox", "Pe
 
 log = logging.getLogger("nearcast.channels")
 
-#: With `max_in_flight` entries taken, how often to look whether there is room again.
+#: With as many entries taken as may be, how often to look whether there is room again.
 _FULL_WAIT_S = 0.02
 
 
@@ -43,7 +45,7 @@ class Pending:
 
 
 class Outbox(Protocol):
-    """What the engine committed and nobody has finished yet. Both methods raise `Unavailable`."""
+    """What the engine committed and nobody has finished yet. What is async raises `Unavailable`."""
 
     async def read(self, max_entries: int, wait_ms: int) -> list[Pending]:
         """Take entries, oldest first per partition; [] after `wait_ms`. One dispatcher holds an entry at a time.
@@ -57,15 +59,27 @@ class Outbox(Protocol):
         """Remove entries for good. Doing it twice is harmless."""
         ...
 
+    async def bury(self, pending: Pending, error: InputError) -> None:
+        """Make an entry that can never be accepted a dead letter, and remove it. Doing it twice is harmless."""
+        ...
+
+    def release(self, pending: Pending) -> None:
+        """Let go of an entry that another dispatcher has taken over. It is not removed: should nobody finish it, it
+        comes back to one of them."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class DispatcherSettings:
     """How much at once, and how patient. Durations in seconds unless the name says otherwise."""
 
-    #: Hand-overs at a time. Each holds a connection to a provider.
+    #: Hand-overs at a time, per channel. Each holds a connection to a provider.
     concurrency: int = 64
-    #: Entries taken and not done; the rest waits in the outbox.
+    #: Entries taken, not done and not waiting; the rest stays in the outbox.
     max_in_flight: int = 1_000
+    #: Entries that wait for a channel (a free slot, a backoff, an open breaker) or behind another of their customer.
+    #: With as many of them nothing more is taken.
+    max_waiting: int = 10_000
     read_wait_ms: int = 500
     #: Passing faults of one channel before the next one gets the message.
     attempts_per_channel: int = 4
@@ -106,9 +120,11 @@ class Dispatcher:
             attempts_per_channel=self._settings.attempts_per_channel,
             send_timeout_s=self._settings.send_timeout_s,
         )
+        #: The entries of each customer or key, the first of them at work.
         self._lanes: dict[str, deque[Pending]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._in_flight = 0
+        self._taken = 0
+        self._waiting = 0
         self._finished: list[Pending] = []
         self._any_finished = asyncio.Event()
         self._removing = asyncio.Lock()
@@ -138,7 +154,9 @@ class Dispatcher:
     async def _take_entries(self) -> None:
         faults = 0
         while not self._stopping.is_set():
-            room = max(0, self._settings.max_in_flight - self._in_flight)
+            room = max(0, self._settings.max_in_flight - (self._taken - self._waiting))
+            if self._waiting >= self._settings.max_waiting:
+                room = 0
             try:
                 for pending in await self._outbox.read(room, self._settings.read_wait_ms if room else 0):
                     self._queue(pending)
@@ -158,11 +176,12 @@ class Dispatcher:
                 return
 
     def _queue(self, pending: Pending) -> None:
-        self._in_flight += 1
+        self._taken += 1
         entry = pending.entry
         lane = f"customer {entry.customer}" if isinstance(entry, Message) else f"key {entry.key}"
         if lane in self._lanes:
             self._lanes[lane].append(pending)
+            self._waiting += 1
             return
         self._lanes[lane] = deque([pending])
         task = asyncio.create_task(self._run_lane(lane), name=f"dispatcher lane {pending.partition}")
@@ -172,29 +191,50 @@ class Dispatcher:
     async def _run_lane(self, lane: str) -> None:
         queue = self._lanes[lane]
         try:
-            while queue:
-                await self._finish(queue[0])
-                self._finished.append(queue.popleft())
-                self._any_finished.set()
+            while True:
+                try:
+                    await self._finish(queue[0])
+                    self._finished.append(queue.popleft())
+                    self._any_finished.set()
+                except Fenced:
+                    log.info("outbox entry %s is with another dispatcher now", queue[0].entry_id)
+                    self._outbox.release(queue.popleft())
+                    self._taken -= 1
+                if not queue:
+                    break
+                self._waiting -= 1
         except Stopping:
             pass
         finally:
-            self._in_flight -= len(queue)
+            self._taken -= len(queue)
+            self._waiting -= max(0, len(queue) - 1)
             del self._lanes[lane]
 
+    @contextmanager
+    def _waits(self) -> Iterator[None]:
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
     async def _finish(self, pending: Pending) -> None:
-        """Bring one entry to its end, whatever it takes. Raises `Stopping`."""
+        """Bring one entry to its end, whatever it takes. Raises `Stopping`, and `Fenced` if it is another's now."""
         entry = pending.entry
         faults = 0
         while True:
             try:
                 if isinstance(entry, Message):
-                    await self._courier.deliver(entry)
+                    await self._courier.deliver(entry, self._waits)
                 else:
                     await self._patience.insist("an event", partial(self._desk.emit, entry))
                 return
-            except Stopping:
+            except (Stopping, Fenced):
                 raise
+            except InputError as error:
+                # The log will never take it.
+                await self._patience.insist("a dead letter", partial(self._outbox.bury, pending, error))
+                return
             except Exception:
                 # Ours to mend, and not to crash on: a message ends at its deadline, an event stays in the outbox.
                 faults += 1
@@ -221,5 +261,5 @@ class Dispatcher:
                 self._finished = batch + self._finished
                 self._any_finished.set()
                 return False
-            self._in_flight -= len(batch)
+            self._taken -= len(batch)
             return True

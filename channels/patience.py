@@ -30,6 +30,10 @@ class Patience:
         step_s = min(self._cap_s, self._base_s * 2.0 ** min(attempt - 1, 30))
         return step_s * _RANDOM.uniform(0.5, 1.0)
 
+    def spread_s(self, seconds: float) -> float:
+        """At least `seconds` and at most twice that, so that those who wait for the same don't all come at once."""
+        return seconds * _RANDOM.uniform(1.0, 2.0)
+
     async def pause(self, seconds: float) -> None:
         """Wait. Raises `Stopping` as soon as the dispatcher is told to stop."""
         try:

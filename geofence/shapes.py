@@ -18,7 +18,9 @@ from geofence.sphere import (
     Bools,
     Boxes,
     Floats,
+    box_around,
     boxes_around,
+    distance_m,
     distances_m,
     half_chord_squared,
     half_chord_squared_of,
@@ -68,8 +70,7 @@ class Disc:
 
     def distance_m(self, lat: float, lng: float) -> float:
         """Metres from the point to the disc; 0 inside."""
-        apart = distances_m(self.lat, self.lng, np.array([lat]), np.array([lng]))
-        return max(float(apart[0]) - self.radius_m, 0.0)
+        return max(distance_m(self.lat, self.lng, lat, lng) - self.radius_m, 0.0)
 
     def boxes(self) -> Boxes:
         """Rectangles that hold the disc."""
@@ -116,6 +117,11 @@ class Area:
             touching[split] |= shapely.intersects(self.geometry, beyond)
             inside[split] &= shapely.covers(self.geometry, beyond)
         return CapTest(inside, touching)
+
+    def surely_holds(self, lat: float, lng: float, radius_m: float) -> bool:
+        """Whether all of a cap is inside. Errs towards "no": it asks for the box around the cap. For single caps."""
+        box = box_around(lat, lng, radius_m / EARTH_RADIUS_M + _PAD_RAD)
+        return box is not None and bool(shapely.covers(self.geometry, shapely.box(*box)))
 
     def distance_m(self, lat: float, lng: float) -> float:
         """Metres from the point to the area; 0 inside.

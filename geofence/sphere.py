@@ -1,8 +1,9 @@
 """The sphere: great-circle distance, caps, and the boxes around them.
 
 Angles are degrees of latitude and longitude unless a name ends in `_rad`; lengths are metres on a sphere of the
-Earth's mean radius. Everything is vectorised and depends on one element at a time only, so that cutting a batch
-differently can't change a result. Nothing here knows about fences.
+Earth's mean radius. What takes arrays depends on one element at a time only, so that cutting a batch differently
+can't change a result; `distance_m` and `box_around` are for single points, where arrays cost more than the sums.
+Nothing here knows about fences.
 """
 
 import math
@@ -46,6 +47,15 @@ def distances_m(lat: Floats | float, lng: Floats | float, lats: Floats, lngs: Fl
     return 2 * EARTH_RADIUS_M * np.arcsin(chord)
 
 
+def distance_m(lat: float, lng: float, other_lat: float, other_lng: float) -> float:
+    """The great-circle distance of two points; within a micrometre of what `distances_m` gives."""
+    lat_rad, other_rad = math.radians(lat), math.radians(other_lat)
+    across = math.sin(math.radians(other_lng - lng) / 2)
+    along = math.sin((other_rad - lat_rad) / 2)
+    half_chord = along * along + math.cos(lat_rad) * math.cos(other_rad) * across * across
+    return 2 * EARTH_RADIUS_M * math.asin(math.sqrt(min(half_chord, 1.0)))
+
+
 def wrap(degrees: Floats) -> Floats:
     """Differences of longitude, brought to -180..180; those that are there already stay exactly what they are."""
     turned: Floats = np.where(degrees > 180, degrees - 360, np.where(degrees < -180, degrees + 360, degrees))
@@ -73,6 +83,18 @@ def boxes_around(lats: Floats, lngs: Floats, radius_rad: float) -> tuple[Boxes, 
         north,
     )
     return first, second
+
+
+def box_around(lat: float, lng: float, radius_rad: float) -> tuple[float, float, float, float] | None:
+    """West, south, east and north of the rectangle that holds a cap; None if it has a pole or the antimeridian."""
+    reach = math.degrees(radius_rad)
+    if abs(lat) + reach >= 90.0:
+        return None
+    # As in `boxes_around`. A cap without a pole is narrower than the ratio 1.
+    half = math.degrees(math.asin(min(math.sin(radius_rad) / math.cos(math.radians(lat)), 1.0)))
+    if abs(lng) + half >= 180.0:
+        return None
+    return lng - half, lat - reach, lng + half, lat + reach
 
 
 def offset(lat: float, lng: float, bearings_rad: Floats, lengths_m: Floats) -> tuple[Floats, Floats]:

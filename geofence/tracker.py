@@ -7,9 +7,12 @@ that is not newer than the last one is stale: it changes nothing. The rules:
   customer is more likely inside than not. So a corner or an edge fires a step later, and a fix worse than the fence
   never does.
 * **dwell** once per stay, at the first such fix `dwell_s` or more after the enter.
+* A stay that no fix confirmed for `SILENCE_MS` is over: the next fix, whatever it says, first gives an **exit** at the
+  time the customer was last seen inside, with `SILENT_EXIT_CONFIDENCE`. If they are inside (again or still), a fresh
+  enter follows. So a dwell counts only time in sight, and an old stay can't make one.
 * **exit** when a fix lies farther outside than `exit_margin_m` and than three times its accuracy. Three times the
   68 % radius are 4.5 sigma: someone who stands still on an edge at one fix a second, with independent errors, is
-  wrongly seen leaving about once in three days.
+  wrongly seen leaving about once in three days. So its confidence is 1.
 * Whoever is in a fence is in its parents: entering a department enters the store with it, a fix in the department
   counts as one in the store, and the store is left only when no fence in it is occupied.
 * A fence that is no longer in the index is left at the next fix, with confidence 0: nobody moved.
@@ -33,6 +36,12 @@ EXIT_ACCURACIES = 3.0
 #: Satellite positioning of a phone is not better than this, whatever it claims (some report 0 for "unknown").
 GPS_FLOOR_M = 3.0
 
+#: After this long out of sight we no longer claim to know where someone is: 15 minutes. Phones in the background report
+#: every few minutes even when they save power, and a look around the neighbour's shop takes less than this.
+SILENCE_MS = 15 * 60_000
+#: Whether they left, or sat where no fix got through, is anyone's guess.
+SILENT_EXIT_CONFIDENCE = 0.5
+
 _ORDER = {"exit": 0, "enter": 1, "dwell": 2}
 
 
@@ -47,32 +56,29 @@ def track(presence: Presence, fix: Location, inside: Sequence[Fence], index: Fen
     presence.last_ms = fix.ts
     if not inside and not presence.inside:
         return []
-    accuracy_m = max(fix.accuracy_m, GPS_FLOOR_M) if fix.source == "gps" else fix.accuracy_m
-    containing = {fence.fence_id for fence in inside}
+    transitions = _end_silent_stays(presence, fix.ts, index)
+    chances = _Chances(fix, index)
     evidence = {
-        fence_id
-        for fence_id in containing
-        if accuracy_m <= index.reach_m(fence_id)
-        and (
-            fence_id in presence.inside
-            or index.probability(fence_id, fix.lat, fix.lng, accuracy_m) >= MIN_ENTER_CONFIDENCE
-        )
+        fence.fence_id
+        for fence in inside
+        if chances.accuracy_m <= index.reach_m(fence.fence_id)
+        # Who is in already needs no proof, and most fixes are theirs.
+        and (fence.fence_id in presence.inside or chances.of(fence.fence_id) >= MIN_ENTER_CONFIDENCE)
     }
+    containing = {fence.fence_id for fence in inside}
     gone = {fence_id for fence_id in presence.inside if fence_id not in index.by_id}
     left = {
         fence_id
         for fence_id in presence.inside.keys() - gone - containing
-        if _has_left(index, fence_id, fix, accuracy_m)
+        if _has_left(index, fence_id, fix, chances.accuracy_m)
     }
     around = _around((presence.inside.keys() - left - gone) | evidence, index)
     left -= around
     entered = (evidence | around) - presence.inside.keys()
     seen = (evidence | _around(evidence, index)) - entered
 
-    transitions = [Transition("exit", _removed(fence_id), fix.ts, 0.0) for fence_id in gone]
-    for fence_id in left:
-        inside_still = index.probability(fence_id, fix.lat, fix.lng, accuracy_m)
-        transitions.append(Transition("exit", index.by_id[fence_id], fix.ts, 1.0 - inside_still))
+    transitions += [Transition("exit", _removed(fence_id), fix.ts, 0.0) for fence_id in gone]
+    transitions += [Transition("exit", index.by_id[fence_id], fix.ts, 1.0) for fence_id in left]
     for fence_id in gone | left:
         del presence.inside[fence_id]
     for fence_id in seen:
@@ -80,13 +86,45 @@ def track(presence: Presence, fix: Location, inside: Sequence[Fence], index: Fen
         stay.last_inside_ms = fix.ts
         if not stay.dwelled and fix.ts - stay.entered_ms >= index.by_id[fence_id].dwell_s * 1000:
             stay.dwelled = True
-            confidence = _confidence(fence_id, evidence, fix, accuracy_m, index)
+            confidence = chances.supported(fence_id, evidence)
             transitions.append(Transition("dwell", index.by_id[fence_id], fix.ts, confidence))
     for fence_id in sorted(entered):
         presence.inside[fence_id] = Stay(entered_ms=fix.ts, last_inside_ms=fix.ts)
-        confidence = _confidence(fence_id, evidence, fix, accuracy_m, index)
+        confidence = chances.supported(fence_id, evidence)
         transitions.append(Transition("enter", index.by_id[fence_id], fix.ts, confidence))
     return sorted(transitions, key=lambda transition: _place_in_order(transition, index))
+
+
+class _Chances:
+    """How probable it is that one fix is inside each fence; worked out when asked for, and only once."""
+
+    def __init__(self, fix: Location, index: FenceIndex) -> None:
+        self.accuracy_m = max(fix.accuracy_m, GPS_FLOOR_M) if fix.source == "gps" else fix.accuracy_m
+        self._fix = fix
+        self._index = index
+        self._known: dict[FenceId, float] = {}
+
+    def of(self, fence_id: FenceId) -> float:
+        chance = self._known.get(fence_id)
+        if chance is None:
+            chance = self._index.probability(fence_id, self._fix.lat, self._fix.lng, self.accuracy_m)
+            self._known[fence_id] = chance
+        return chance
+
+    def supported(self, fence_id: FenceId, evidence: Set[FenceId]) -> float:
+        """The chance of a fence, or of one inside it that the fix is evidence for, if that is larger."""
+        within = [other for other in evidence if any(above.id == fence_id for above in self._index.ancestors(other))]
+        return max(self.of(one) for one in (fence_id, *within))
+
+
+def _end_silent_stays(presence: Presence, now_ms: int, index: FenceIndex) -> list[Transition]:
+    transitions = []
+    for fence_id, stay in list(presence.inside.items()):
+        if now_ms - stay.last_inside_ms > SILENCE_MS:
+            del presence.inside[fence_id]
+            fence = index.by_id.get(fence_id) or _removed(fence_id)
+            transitions.append(Transition("exit", fence, stay.last_inside_ms, SILENT_EXIT_CONFIDENCE))
+    return transitions
 
 
 def _around(fences: Set[FenceId], index: FenceIndex) -> set[FenceId]:
@@ -96,14 +134,6 @@ def _around(fences: Set[FenceId], index: FenceIndex) -> set[FenceId]:
 def _has_left(index: FenceIndex, fence_id: FenceId, fix: Location, accuracy_m: float) -> bool:
     needed_m = max(index.by_id[fence_id].exit_margin_m, EXIT_ACCURACIES * accuracy_m)
     return index.distance_m(fence_id, fix.lat, fix.lng) > needed_m
-
-
-def _confidence(
-    fence_id: FenceId, evidence: Set[FenceId], fix: Location, accuracy_m: float, index: FenceIndex
-) -> float:
-    """The probability of being in the fence, or in one inside it that the fix is evidence for, if that is larger."""
-    within = [other for other in evidence if any(above.id == fence_id for above in index.ancestors(other))]
-    return max(index.probability(one, fix.lat, fix.lng, accuracy_m) for one in (fence_id, *within))
 
 
 def _removed(fence_id: FenceId) -> Fence:

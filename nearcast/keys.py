@@ -21,6 +21,11 @@ def catalogue_offsets(partition: int) -> str:
     return f"{PREFIX}{{{partition}}}:catalogue-offsets"
 
 
+def catalogue_epoch(partition: int) -> str:
+    """Integer; rises each time a worker takes the partition of the catalogue topics over."""
+    return f"{PREFIX}{{{partition}}}:catalogue-epoch"
+
+
 def customer(partition: int, customer_id: str) -> str:
     """msgpack of `nearcast.customer.Customer`."""
     return f"{PREFIX}{{{partition}}}:customer:{customer_id}"

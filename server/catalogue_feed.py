@@ -1,34 +1,44 @@
 """Catalogue topics into the world: changes of stores, fences, products, promotions and stock as streams.
 
 Each record is one thing as JSON, keyed by its id; an empty value removes it. A record that can't be used becomes a
-dead letter of its partition; the ones after it go on. Applying a change twice is harmless, so the position is kept by a
-plain write after the change.
+dead letter of its partition; the ones around it are applied. Changes with the same key are applied in their order, and
+applying one twice is harmless: first the world is changed, then the positions and dead letters are written.
+
+Taking a partition over raises its epoch, and both steps ask for it. The second does so in the script that writes. The
+first does so between reading the world's version and writing on condition of that version, so a worker that was
+stopped anywhere in between can't put an old item over a newer one: either the new owner has changed the world, and the
+write is refused, or it has not, and will read these same changes again. Stock has no version. It is asked for just
+before the write, so a worker that is stopped within that one round trip can put an old quantity over a newer one, until
+the next report or sale is told.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 from redis.asyncio import Redis
-from redis.typing import EncodableT, FieldT
+from redis.typing import EncodableT
 
 from nearcast import keys, metrics, topics
-from nearcast.errors import InputError, Unavailable
+from nearcast.errors import Fenced, InputError, Unavailable
 from nearcast.world import Fence, Product, Promotion, Stock, Store
 from offers.worldfile import WorldFile
 from server.log.base import LogConsumer, Record
+from server.state import KEPT_DEAD_LETTERS, DeadLetter
 from server.store import reaching_store, text
-from server.world import Kind, WorldStore
+from server.world import Kind, Place, WorldStore
 
 logger = logging.getLogger("nearcast.server.catalogue")
 
 _BATCH = 500
 _WAIT_MS = 500
 _BACKOFF_S = 0.5
-_KEPT_DEAD_LETTERS = 10_000
-Change = Store | Fence | Product | Promotion | Stock
-_TYPE: dict[str, type[Change]] = {
+_MALFORMED = "malformed_catalogue_change"
+Item = Store | Fence | Product | Promotion | Stock
+#: A record and what it says: a thing as it is now, or None where it is gone.
+Change = tuple[Record, Item | None]
+_TYPE: dict[str, type[Item]] = {
     topics.STORES: Store,
     topics.FENCES: Fence,
     topics.PRODUCTS: Product,
@@ -42,6 +52,23 @@ _KIND: dict[str, Kind] = {
     topics.PROMOTIONS: "promotion",
 }
 
+# KEYS: epoch, offsets, dead letters. ARGV: the worker's epoch, how many dead letters to keep, how many topics have a
+# new position; topics and positions in turn; the fields of the dead letters, six each. 0 if another worker took over.
+_COMMIT = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return 0
+end
+local letters = 4 + 2 * tonumber(ARGV[3])
+for i = 4, letters - 1, 2 do
+  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+end
+for i = letters, #ARGV, 6 do
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', 'reason', ARGV[i], 'detail', ARGV[i + 1],
+    'topic', ARGV[i + 2], 'position', ARGV[i + 3], 'key', ARGV[i + 4], 'value', ARGV[i + 5])
+end
+return 1
+"""
+
 
 class CatalogueFeed:
     """Reads the catalogue topics and changes the world, until cancelled."""
@@ -50,7 +77,9 @@ class CatalogueFeed:
         self._consumer = consumer
         self._world = world
         self._redis = redis
+        self._commit = redis.register_script(_COMMIT)
         self._generation: int | None = None
+        self._epochs: dict[int, int] = {}
 
     async def run(self) -> None:
         while True:
@@ -59,93 +88,126 @@ class CatalogueFeed:
                 records = await self._consumer.fetch(_BATCH, _WAIT_MS)
                 if records:
                     await self.process(records)
-            except Unavailable as error:
-                logger.warning("catalogue changes wait: %s", error)
+            except (Unavailable, Fenced) as error:
+                logger.warning("catalogue changes start over from the stored positions: %s", error)
                 self._generation = None
                 await asyncio.sleep(_BACKOFF_S)
 
     async def process(self, records: Sequence[Record]) -> None:
-        """Apply records in order, then remember how far we are."""
-        waiting: list[tuple[Record, Change]] = []
+        """Apply records of owned partitions in order, then remember how far we are. Raises `Fenced`."""
+        letters: dict[int, list[DeadLetter]] = {}
         offsets: dict[int, dict[str, str]] = {}
+        waiting: list[Change] = []
+        changing: set[Place] = set()
         for record in records:
+            if record.partition not in self._epochs:
+                continue
             offsets.setdefault(record.partition, {})[record.topic] = record.position
             try:
-                if record.value:
-                    waiting.append((record, _decode(record)))
-                    continue
-                await self._put(waiting)
-                waiting = []
-                await self._world.remove(_kind(record), record.key, dangling=True)
+                item = _decode(record)
             except InputError as error:
-                await self._bury(record, error)
-        await self._put(waiting)
-        with reaching_store():
-            for partition, after in offsets.items():
-                fields: dict[FieldT, EncodableT] = dict(after.items())
-                await self._redis.hset(keys.catalogue_offsets(partition), mapping=fields)
+                letters.setdefault(record.partition, []).append(_dead_letter(record, error))
+                continue
+            # Several changes of one thing are made one after the other, so that none hides another's faults.
+            if not isinstance(item, Stock):
+                place = _place(record, item)
+                if place in changing:
+                    await self._apply(waiting, letters)
+                    waiting, changing = [], set()
+                changing.add(place)
+            waiting.append((record, item))
+        await self._apply(waiting, letters)
         for partition, after in offsets.items():
+            await self._remember(partition, after, letters.get(partition, []))
             await self._consumer.progress(partition, after)
 
-    async def _put(self, changes: Sequence[tuple[Record, Change]]) -> None:
-        """Put changes, all in one new version of the world; if one of them is bad, by halves to find it."""
+    async def _apply(self, changes: Sequence[Change], letters: dict[int, list[DeadLetter]]) -> None:
+        """Make changes, all in one new version of the world; if one of them is bad, by halves to find it."""
         if not changes:
             return
+        partitions = {record.partition for record, _ in changes}
+        items = _world_file(item for _, item in changes if item is not None)
+        gone = [_place(record, None) for record, item in changes if item is None]
         try:
-            await self._world.put(_world_file([change for _, change in changes]), dangling=True)
+            await self._world.apply(items, gone, lambda: self._check_epochs(partitions))
         except InputError as error:
             if len(changes) == 1:
-                await self._bury(changes[0][0], error)
+                ((record, _),) = changes
+                letters.setdefault(record.partition, []).append(_dead_letter(record, error))
                 return
             middle = len(changes) // 2
-            await self._put(changes[:middle])
-            await self._put(changes[middle:])
+            await self._apply(changes[:middle], letters)
+            await self._apply(changes[middle:], letters)
 
-    async def _bury(self, record: Record, error: InputError) -> None:
-        logger.warning("a catalogue change was refused: %s on %s", error.reason, record.topic)
-        metrics.DEAD_LETTERS.labels(error.reason).inc()
-        letter: dict[FieldT, EncodableT] = {
-            "reason": error.reason,
-            "detail": error.detail[:1_000],
-            "topic": record.topic,
-            "position": record.position,
-            "key": record.key,
-            "value": record.value,
-        }
+    async def _check_epochs(self, partitions: Collection[int]) -> None:
         with reaching_store():
-            await self._redis.xadd(keys.dead_letters(record.partition), letter, maxlen=_KEPT_DEAD_LETTERS)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for partition in partitions:
+                    pipe.get(keys.catalogue_epoch(partition))
+                epochs = await pipe.execute()
+        for partition, epoch in zip(partitions, epochs, strict=True):
+            if int(epoch or 0) != self._epochs[partition]:
+                raise Fenced(f"another worker has taken partition {partition} of the catalogue over")
+
+    async def _remember(self, partition: int, after: dict[str, str], letters: Sequence[DeadLetter]) -> None:
+        """Write positions and dead letters together, if the partition is still ours."""
+        args: list[EncodableT] = [self._epochs[partition], KEPT_DEAD_LETTERS, len(after)]
+        args += [part for place in after.items() for part in place]
+        args += [part for letter in letters for part in letter]
+        names = [keys.catalogue_epoch(partition), keys.catalogue_offsets(partition), keys.dead_letters(partition)]
+        with reaching_store():
+            written = await self._commit(keys=names, args=args)
+        if not written:
+            raise Fenced(f"another worker has taken partition {partition} of the catalogue over")
+        for letter in letters:
+            logger.warning("a catalogue change was refused: %s on %s", letter.reason, letter.topic)
+            metrics.DEAD_LETTERS.labels(letter.reason).inc()
 
     async def _follow_assignment(self) -> None:
+        """After a rebalance, take what is ours now: fence the owners before us, read on from the stored positions."""
         generation, partitions = self._consumer.assignment()
         if generation == self._generation:
             return
+        self._epochs.clear()
         for partition in sorted(partitions):
             with reaching_store():
-                offsets = await self._redis.hgetall(keys.catalogue_offsets(partition))
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.incr(keys.catalogue_epoch(partition))
+                    pipe.hgetall(keys.catalogue_offsets(partition))
+                    epoch, offsets = await pipe.execute()
             after = {text(topic): text(position) for topic, position in offsets.items()}
             await self._consumer.seek(partition, after)
+            self._epochs[partition] = epoch
         self._generation = generation
 
 
-def _decode(record: Record) -> Change:
+def _decode(record: Record) -> Item | None:
+    if not record.value:
+        if record.topic not in _KIND:
+            raise InputError(_MALFORMED, "stock can't be removed, only set to 0")
+        return None
     try:
         return msgspec.json.decode(record.value, type=_TYPE[record.topic])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError("malformed_catalogue_change", str(error), record.topic) from None
+        raise InputError(_MALFORMED, str(error)) from None
 
 
-def _world_file(changes: Sequence[Change]) -> WorldFile:
+def _place(record: Record, item: Store | Fence | Product | Promotion | None) -> Place:
+    if item is None:
+        return _KIND[record.topic], record.key
+    return _KIND[record.topic], item.sku if isinstance(item, Product) else item.id
+
+
+def _dead_letter(record: Record, error: InputError) -> DeadLetter:
+    return DeadLetter(error.reason, str(error)[:1_000], record.topic, record.position, record.key, record.value)
+
+
+def _world_file(items: Iterable[Item]) -> WorldFile:
+    listed = list(items)
     return WorldFile(
-        stores=[change for change in changes if isinstance(change, Store)],
-        fences=[change for change in changes if isinstance(change, Fence)],
-        products=[change for change in changes if isinstance(change, Product)],
-        promotions=[change for change in changes if isinstance(change, Promotion)],
-        stock=[change for change in changes if isinstance(change, Stock)],
+        stores=[item for item in listed if isinstance(item, Store)],
+        fences=[item for item in listed if isinstance(item, Fence)],
+        products=[item for item in listed if isinstance(item, Product)],
+        promotions=[item for item in listed if isinstance(item, Promotion)],
+        stock=[item for item in listed if isinstance(item, Stock)],
     )
-
-
-def _kind(record: Record) -> Kind:
-    kind = _KIND.get(record.topic)
-    if kind is None:
-        raise InputError("malformed_catalogue_change", "stock can't be removed, only set to 0", record.topic)
-    return kind

@@ -8,6 +8,7 @@ from channels.delivery import Delivery
 from nearcast import keys
 from nearcast.clock import Clock
 from nearcast.decisions import Reason
+from nearcast.errors import Fenced
 from nearcast.events import Channel, DeliveryStatus, Receipt
 from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, MessageId, derived_event_id
 from nearcast.messages import Emitted, Message
@@ -26,6 +27,17 @@ from server.world import WorldStore
 _DELIVERY_TTL_S = 2 * 86_400
 _UNSUBSCRIBE_VALID_MS = 30 * 86_400_000
 _DELIVERY = msgspec.json.Decoder(Delivery)
+
+#: KEYS: the delivery. ARGV: the bytes that must be stored ("" for none), the new ones, and how long to keep them.
+#: 1 if the new ones are stored now: by this call, or by an earlier one whose reply was lost.
+_SAVE = """
+local stored = redis.call('GET', KEYS[1]) or ''
+if stored ~= ARGV[1] and stored ~= ARGV[2] then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
 
 
 class DeliveryDesk:
@@ -46,6 +58,7 @@ class DeliveryDesk:
         clock: Clock,
     ) -> None:
         self._redis = redis
+        self._save = redis.register_script(_SAVE)
         self._state = state
         self._world = world
         self._opt_outs = opt_outs
@@ -95,9 +108,14 @@ class DeliveryDesk:
             data = await self._redis.get(self._key(message))
         return Delivery() if data is None else _DELIVERY.decode(data)
 
-    async def save_delivery(self, message: Message, delivery: Delivery) -> None:
+    async def save_delivery(self, message: Message, before: Delivery, after: Delivery) -> None:
+        expected = b"" if before == Delivery() else msgspec.json.encode(before)
         with reaching_store():
-            await self._redis.set(self._key(message), msgspec.json.encode(delivery), ex=_DELIVERY_TTL_S)
+            saved = await self._save(
+                keys=[self._key(message)], args=[expected, msgspec.json.encode(after), _DELIVERY_TTL_S]
+            )
+        if not saved:
+            raise Fenced(f"message {message.id} is with another dispatcher")
 
     def _key(self, message: Message) -> str:
         return keys.delivery(self._state.partition(message.customer), message.id)

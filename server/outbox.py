@@ -7,7 +7,8 @@ had taken before a restart comes back first. So `consumer` must be unique among 
 Entries of one partition come in order. With several dispatchers two entries of one customer may be with different
 ones; that is the price of not having an owner per partition here.
 
-An entry that can't be decoded goes to the partition's dead letters and out of the stream in one transaction.
+An entry that can't be decoded, or that nobody will ever accept, goes to the partition's dead letters and out of the
+stream in one script.
 """
 
 import logging
@@ -24,9 +25,10 @@ from redis.typing import KeyT, StreamIdT
 from channels.dispatcher import Pending
 from nearcast import keys
 from nearcast.clock import Clock, SystemClock
-from nearcast.errors import Unavailable
-from nearcast.messages import decode_outbox
+from nearcast.errors import InputError, Unavailable
+from nearcast.messages import Message, decode_outbox, encode_outbox
 from nearcast.metrics import DEAD_LETTERS
+from server.state import KEPT_DEAD_LETTERS
 
 log = logging.getLogger("nearcast.server")
 
@@ -40,6 +42,20 @@ for i = 3, #ARGV do
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
   end
 end
+"""
+
+#: So many entries at a time, that nobody else waits long for the store.
+_KEEP_AT_ONCE = 500
+
+#: KEYS: the stream, the dead letters. ARGV: the group, the entry, how many dead letters to keep, the letter's fields.
+#: Returns 1 the first time; an entry that is gone already is no second dead letter.
+_BURY = """
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+if redis.call('XDEL', KEYS[1], ARGV[2]) == 0 then
+  return 0
+end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, 4))
+return 1
 """
 
 Fields = dict[bytes, bytes]
@@ -96,6 +112,18 @@ class ValkeyOutbox:
                 pipe.xdel(keys.outbox(partition), *entry_ids)
             await pipe.execute()
         self._held.difference_update((pending.partition, pending.entry_id) for pending in pendings)
+
+    async def bury(self, pending: Pending, error: InputError) -> None:
+        entry = pending.entry
+        key = entry.customer if isinstance(entry, Message) else entry.key
+        async with _as_unavailable():
+            await self._bury(
+                pending.partition, pending.entry_id, error.reason, error.detail, key, encode_outbox(pending.entry)
+            )
+
+    def release(self, pending: Pending) -> None:
+        # Nobody keeps it from going idle now: if it is still ours, it is claimed like any other silent one's.
+        self._held.discard((pending.partition, pending.entry_id))
 
     async def close(self) -> None:
         """Give the reading connection back. Entries taken and not done come back to this or another dispatcher."""
@@ -167,7 +195,9 @@ class ValkeyOutbox:
         for partition, entry_id in self._held:
             by_partition.setdefault(partition, []).append(entry_id)
         for partition, entry_ids in by_partition.items():
-            await self._redis.eval(_KEEP, 1, keys.outbox(partition), GROUP, self._consumer, *entry_ids)
+            for start in range(0, len(entry_ids), _KEEP_AT_ONCE):
+                some = entry_ids[start : start + _KEEP_AT_ONCE]
+                await self._redis.eval(_KEEP, 1, keys.outbox(partition), GROUP, self._consumer, *some)
 
     async def _take(self, stream: str, entries: Sequence[tuple[bytes, Fields | None]], *, again: bool) -> None:
         partition = self._streams[stream]
@@ -182,7 +212,8 @@ class ValkeyOutbox:
             try:
                 entry = decode_outbox(fields[b"e"])
             except (KeyError, UnicodeDecodeError, msgspec.MsgspecError) as error:
-                await self._bury(partition, entry_id, fields, error)
+                value = fields.get(b"e", b"")
+                await self._bury(partition, entry_id, "malformed_outbox_entry", str(error), "", value)
                 continue
             attempts = await self._times_taken(stream, entry_id) if again else 1
             self._held.add((partition, entry_id))
@@ -192,24 +223,20 @@ class ValkeyOutbox:
         rows = await self._redis.xpending_range(stream, GROUP, entry_id, entry_id, 1)
         return int(rows[0]["times_delivered"]) if rows else 1
 
-    async def _bury(self, partition: int, entry_id: str, fields: Fields, error: Exception) -> None:
-        DEAD_LETTERS.labels("malformed_outbox_entry").inc()
-        log.error("outbox entry %s of partition %d can't be read: %s", entry_id, partition, type(error).__name__)
-        stream = keys.outbox(partition)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(
-                keys.dead_letters(partition),
-                {
-                    "reason": "malformed_outbox_entry",
-                    "detail": str(error),
-                    "topic": "outbox",
-                    "offset": entry_id,
-                    "value": fields.get(b"e", b""),
-                },
-            )
-            pipe.xack(stream, GROUP, entry_id)
-            pipe.xdel(stream, entry_id)
-            await pipe.execute()
+    async def _bury(self, partition: int, entry_id: str, reason: str, detail: str, key: str, value: bytes) -> None:
+        letter: dict[str, str | bytes] = {
+            "reason": reason,
+            "detail": detail[:1_000],
+            "topic": "outbox",
+            "position": entry_id,
+            "key": key,
+            "value": value,
+        }
+        fields = [part for item in letter.items() for part in item]
+        streams = (keys.outbox(partition), keys.dead_letters(partition))
+        if await self._redis.eval(_BURY, 2, *streams, GROUP, entry_id, KEPT_DEAD_LETTERS, *fields):
+            DEAD_LETTERS.labels(reason).inc()
+            log.error("outbox entry %s of partition %d is a dead letter: %s", entry_id, partition, reason)
 
 
 @asynccontextmanager

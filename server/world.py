@@ -36,7 +36,6 @@ logger = logging.getLogger("nearcast.server.world")
 Kind = Literal["store", "fence", "product", "promotion"]
 #: An item's place in the world.
 Place = tuple[Kind, str]
-Item = Store | Fence | Product | Promotion
 #: Raises when its caller may no longer write.
 Guard = Callable[[], Awaitable[None]]
 _TYPES: dict[Kind, type[Any]] = {"store": Store, "fence": Fence, "product": Product, "promotion": Promotion}
@@ -207,7 +206,7 @@ class WorldStore:
         except InputError:
             if self._problem is None:
                 raise
-        # It could not be built before either. All that can be asked for is that the new items are no problem themselves.
+        # It could not be built before either. What can be asked for is that the new items are no problem by themselves.
         build(0, items)
         return rows, None
 
@@ -219,7 +218,7 @@ class WorldStore:
                 if int(await pipe.get(keys.world_version()) or 0) != self._stored.version:
                     return False
                 await guard()
-                pipe.multi()
+                pipe.multi()  # type: ignore[no-untyped-call]  # so it is in redis-py
                 for kind, item_id in gone:
                     pipe.hdel(keys.world(kind), item_id)
                 for kind, rows in _rows(items).items():
@@ -331,9 +330,11 @@ def _rows(items: WorldFile) -> _Rows:
 
 
 def _changed(old: _Rows, items: WorldFile, gone: Collection[Place]) -> _Rows:
-    rows = {kind: {**old[kind], **new} for kind, new in _rows(items).items()}
+    rows = {kind: dict(of_kind) for kind, of_kind in old.items()}
     for kind, item_id in gone:
         rows[kind].pop(item_id, None)
+    for kind, new in _rows(items).items():
+        rows[kind].update(new)
     return rows
 
 

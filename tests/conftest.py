@@ -21,6 +21,8 @@ TASKS_END_WITHIN_S = 1.0
 
 _SERVICES = {name: os.environ.get(name, "") for name in ("NEARCAST_TEST_REDIS", "NEARCAST_TEST_KAFKA")}
 _BROKER_WISH = os.environ.get("NEARCAST_TEST_BROKER", "")
+if _BROKER_WISH not in ("", "tansu"):
+    raise pytest.UsageError(f"NEARCAST_TEST_BROKER is {_BROKER_WISH!r}: only `tansu` can be asked for")
 
 _QUIET = [HealthCheck.too_slow]
 settings.register_profile("dev", deadline=None, derandomize=True, suppress_health_check=_QUIET)
@@ -33,7 +35,7 @@ def pytest_report_header() -> str:
     if _SERVICES["NEARCAST_TEST_KAFKA"]:
         return "kafka broker: the one that NEARCAST_TEST_KAFKA names"
     try:
-        kind, why = choose_broker(_BROKER_WISH)
+        kind, why = choose_broker(force_tansu=_BROKER_WISH == "tansu")
     except NoBroker as error:
         return f"kafka broker: none, {error}"
     return f"kafka broker: {kind.name} of this session{f', not Apache Kafka: {why}' if why else ''}"
@@ -87,7 +89,7 @@ async def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         yield None
         return
     try:
-        kind, _ = choose_broker(_BROKER_WISH)
+        kind, _ = choose_broker(force_tansu=_BROKER_WISH == "tansu")
     except NoBroker as error:
         if os.environ.get("CI") == "true":
             pytest.fail(f"no Kafka: {error}")

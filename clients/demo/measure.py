@@ -1,7 +1,7 @@
 """What the demo counts, all of it at the receiving end: on devices, in the sinks, in replies, in the server's metrics.
 
 Nothing here is estimated. A latency runs from handing an event to nearcast until the push that names it is in the
-device's hands, by the same monotonic clock. `errors` counts what must never happen, by kind.
+device's hands, by the same monotonic clock. `errors` counts what must never happen.
 """
 
 import math
@@ -118,7 +118,8 @@ class Measure:
             "coupons": {"applied": self.applied, "redeemed": self.redeemed},
             "event_to_device_ms": self.percentiles_ms(),
             "dead_letters": self.server.total("nearcast_dead_letters_total"),
-            "errors": dict(self.errors),
+            "errors": self.errors.total(),
+            "errors_by_kind": dict(self.errors),
             "duplicates": {name: self.duplicates[name] for name in ("websocket", "sms", "email")},
             "assists_claimed": self.claims,
         }

@@ -25,10 +25,9 @@ export class Counters {
     const delivered = websocket.delivered + sms.delivered + email.delivered;
     fill(this.pushes, number.format(delivered), `${websocket.delivered} app · ${sms.delivered} SMS · ${email.delivered} mail`);
     fill(this.coupons, number.format(counts.coupons.applied), `${number.format(counts.coupons.redeemed)} redeemed at the till`);
-    const errors = Object.entries(counts.errors);
-    const total = errors.reduce((sum, [, value]) => sum + value, 0);
-    fill(this.trouble, number.format(total), errors.length ? errors.map(([kind]) => kind).join(", ") : "nothing went wrong");
-    this.trouble.dataset.alarm = String(total > 0);
+    const kinds = Object.keys(counts.errors_by_kind);
+    fill(this.trouble, number.format(counts.errors), kinds.join(", ") || "nothing went wrong");
+    this.trouble.dataset.alarm = String(counts.errors > 0);
     const { p50, p95, p99 } = counts.event_to_device_ms;
     fillTrio(this.latency, [["median", p50], ["p95", p95], ["p99", p99]]);
   }

@@ -267,12 +267,13 @@ class KafkaLogConsumer:
         read = {place: self._next[place] for place in self._assigned if place in self._next}
         if self._consumer is None or not read:
             return {}
+        # The end as the latest records told it: Tansu (0.6), asked for the end, tells where the last batch begins.
+        # Looked up before anything is awaited: a partition that was taken away meanwhile has none.
+        fetched = {place: self._consumer.last_stable_offset(place) or 0 for place in read}
         with _as_unavailable("does not tell its offsets"):
             async with asyncio.timeout(HINT_WITHIN_S):
                 first = await self._consumer.beginning_offsets(list(read))
                 end = await self._consumer.end_offsets(list(read))
-                # Tansu tells too early an end when the last batch has several records; the records came with the right one.
-                fetched = {place: self._consumer.last_stable_offset(place) or 0 for place in read}
         return {
             (place.topic, place.partition): max(end[place], fetched[place]) - max(read[place], first[place])
             for place in read

@@ -10,12 +10,19 @@ from channels.dispatcher import Delivery, Pending
 from nearcast import events
 from nearcast.clock import SystemClock
 from nearcast.decisions import Reason
-from nearcast.errors import Unavailable
+from nearcast.errors import Fenced, InputError, Unavailable
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, Sku, StoreId
 from nearcast.messages import Emitted, Message, OutboxEntry, Push
 
 
-def a_message(number: int = 1, *, customer: str = "anna", deadline_in_s: float = 30.0, kind: str = "offer") -> Message:
+def a_message(
+    number: int = 1,
+    *,
+    customer: str = "anna",
+    deadline_in_s: float = 30.0,
+    kind: str = "offer",
+    channels: Sequence[events.Channel] = ("websocket", "sms", "email"),
+) -> Message:
     now_ms = SystemClock().now_ms()
     return Message(
         id=MessageId(f"{number:032x}"),
@@ -28,7 +35,7 @@ def a_message(number: int = 1, *, customer: str = "anna", deadline_in_s: float =
         at_ms=now_ms,
         deadline_ms=now_ms + round(deadline_in_s * 1000),
         coupon_expires_ms=now_ms + 7_200_000,
-        channels=["websocket", "sms", "email"],
+        channels=list(channels),
         store=StoreId("s1"),
         sku=Sku("tea"),
     )
@@ -69,6 +76,9 @@ class MemoryDesk:
         #: What `prepare` answers instead, if anything.
         self.stop: Reason | None = None
         self.on_prepare: Callable[[], None] = lambda: None
+        self.on_save: Callable[[Delivery], None] = lambda after: None
+        #: What `emit` refuses with, if anything.
+        self.refusal: InputError | None = None
         #: How many of the next calls of each method find the store away.
         self.away: dict[str, int] = {}
         self.receipts: list[tuple[MessageId, str, str | None, str]] = []
@@ -80,7 +90,8 @@ class MemoryDesk:
         self._reach("prepare")
         self.prepared += 1
         self.on_prepare()
-        return self.stop or Prepared(outgoing=outgoing(message), channels=tuple(self.channels))
+        allowed = tuple(name for name in self.channels if name in message.channels)
+        return self.stop or Prepared(outgoing=outgoing(message), channels=allowed)
 
     async def receipt(
         self, message: Message, status: events.DeliveryStatus, channel: events.Channel | None, reason: str
@@ -90,15 +101,21 @@ class MemoryDesk:
 
     async def emit(self, entry: Emitted) -> None:
         self._reach("emit")
+        if self.refusal is not None:
+            raise self.refusal
         self.emitted.append(entry)
 
     async def delivery(self, message: Message) -> Delivery:
         self._reach("delivery")
         return self.deliveries.get(message.id, [Delivery()])[-1]
 
-    async def save_delivery(self, message: Message, delivery: Delivery) -> None:
+    async def save_delivery(self, message: Message, before: Delivery, after: Delivery) -> None:
         self._reach("save_delivery")
-        self.deliveries.setdefault(message.id, []).append(delivery)
+        self.on_save(after)
+        saved = self.deliveries.setdefault(message.id, [])
+        if (saved or [Delivery()])[-1] not in (before, after):
+            raise Fenced("another has it")
+        saved.append(after)
 
     def outcomes(self) -> list[tuple[str, str | None, str]]:
         return [receipt[1:] for receipt in self.receipts]
@@ -115,7 +132,10 @@ class MemoryOutbox:
     def __init__(self, *entries: OutboxEntry) -> None:
         self.waiting = deque(Pending(0, f"{n}-0", entry, 1) for n, entry in enumerate(entries, 1))
         self.finished: list[str] = []
+        self.buried: list[tuple[str, str]] = []
+        self.released: list[str] = []
         self.largest_read = 0
+        self.reads_without_room = 0
         self.away = 0
 
     async def read(self, max_entries: int, wait_ms: int) -> list[Pending]:
@@ -123,11 +143,19 @@ class MemoryOutbox:
         if not self.waiting:
             await asyncio.sleep(min(wait_ms, 5) / 1000)
         self.largest_read = max(self.largest_read, max_entries)
+        self.reads_without_room += not max_entries
         return [self.waiting.popleft() for _ in range(min(max_entries, len(self.waiting)))]
 
     async def done(self, pendings: Sequence[Pending]) -> None:
         self._reach()
         self.finished += [pending.entry_id for pending in pendings]
+
+    async def bury(self, pending: Pending, error: InputError) -> None:
+        self._reach()
+        self.buried.append((pending.entry_id, error.reason))
+
+    def release(self, pending: Pending) -> None:
+        self.released.append(pending.entry_id)
 
     def _reach(self) -> None:
         if self.away:

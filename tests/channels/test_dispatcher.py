@@ -1,6 +1,7 @@
 """The dispatcher: what happens to a message, whatever its channels, the log and the store do."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -8,15 +9,15 @@ import msgspec
 import pytest
 
 from channels.breaker import Breaker
-from channels.contract import Channel
+from channels.contract import Channel, Outgoing
 from channels.delivery import STEPS, Delivery
 from channels.dispatcher import Dispatcher, DispatcherSettings
 from channels.mail import MailChannel, MailSettings
 from channels.sms import SmsChannel, SmsSettings
-from channels.stub import StubChannel
+from channels.stub import Step, StubChannel
 from nearcast.clock import ManualClock, SystemClock
 from nearcast.decisions import Reason
-from nearcast.errors import DropSend, FallBack, InputError, RetrySend
+from nearcast.errors import DropSend, FallBack, InputError, RetrySend, TooLarge
 from nearcast.messages import Emitted
 from tests.channels.examples import MemoryDesk, MemoryOutbox, a_message, until
 from tests.channels.mail_server import MailServer
@@ -190,13 +191,112 @@ async def test_one_customers_messages_keep_their_order() -> None:
 
 async def test_what_is_taken_is_bounded() -> None:
     """With `max_in_flight` entries taken, no more are asked for until some are done."""
-    outbox = MemoryOutbox(*(a_message(n, customer=f"c{n}") for n in range(50)))
+    outbox = MemoryOutbox(*(a_message(n, customer=f"c{n % 20}") for n in range(50)))
     sms = StubChannel("sms")
     settings = DispatcherSettings(max_in_flight=7, concurrency=2)
-    async with running(outbox, MemoryDesk("sms"), sms, settings=settings):
+    async with running(outbox, MemoryDesk("sms"), sms, settings=settings) as dispatcher:
         await until(lambda: len(outbox.finished) == 50)
+        await until(lambda: dispatcher._taken == dispatcher._waiting == 0)
     assert outbox.largest_read <= 7
     assert len(sms.held) == 50
+
+
+@pytest.mark.parametrize("step", [RETRY, "hang"], ids=["refuses", "hangs"])
+@pytest.mark.parametrize("customers", [60, 5])
+async def test_a_dead_channel_holds_up_only_its_own_messages(step: Step, customers: int) -> None:
+    """More messages than `max_in_flight` wait for a dead provider; those on a healthy channel go out at once."""
+    dead = [a_message(n, customer=f"c{n % customers}", channels=["sms"]) for n in range(60)]
+    alive = [a_message(n, customer=f"w{n}", channels=["websocket"]) for n in range(100, 140)]
+    outbox = MemoryOutbox(*dead, *alive)
+    push, sms = StubChannel("websocket"), StubChannel("sms", [step] * 10_000)
+    settings = DispatcherSettings(
+        max_in_flight=10, concurrency=4, backoff_s=0.01, attempts_per_channel=10_000, breaker_open_s=0.2
+    )
+    async with running(outbox, MemoryDesk(), push, sms, settings=settings):
+        await until(lambda: len(push.held) == len(alive), within_s=3.0)
+    assert outbox.waiting == deque()
+
+
+async def test_what_waits_is_bounded_too() -> None:
+    """With `max_waiting` entries waiting for their channel no more are taken; the rest stays in the outbox."""
+    outbox = MemoryOutbox(*(a_message(n, customer=f"c{n}") for n in range(100)))
+    settings = DispatcherSettings(max_in_flight=10, max_waiting=30, breaker_failures=1, breaker_open_s=60.0)
+    async with running(outbox, MemoryDesk("sms"), StubChannel("sms", [RETRY] * 1000), settings=settings):
+        await until(lambda: outbox.reads_without_room > 10)
+        assert 30 <= 100 - len(outbox.waiting) <= 40
+
+
+async def test_messages_that_wait_for_a_breaker_are_not_checked_meanwhile() -> None:
+    """A re-check costs the store several round trips; it is made when there is something to send."""
+    outbox = MemoryOutbox(*(a_message(n, customer=f"c{n}", channels=["sms"]) for n in range(50)))
+    desk, sms = MemoryDesk("sms"), StubChannel("sms", [RETRY] * 1000)
+    settings = DispatcherSettings(backoff_s=0.01, breaker_failures=1, breaker_open_s=0.05, attempts_per_channel=1000)
+    async with running(outbox, desk, sms, settings=settings):
+        await until(lambda: len(sms.calls) >= 10)
+    assert desk.prepared - len(sms.calls) <= 50
+
+
+OTHERS = Delivery(state="sent", channel="websocket", by="another")
+
+
+async def test_a_message_that_another_dispatcher_sent_is_left_alone() -> None:
+    """Taken over between the first look and the hand-over: not sent, no receipt, and not taken out of the outbox."""
+    sms, desk, message = StubChannel("sms"), MemoryDesk("sms"), a_message()
+    desk.on_prepare = lambda: desk.deliveries.update({message.id: [OTHERS]})
+    outbox = MemoryOutbox(message)
+    async with running(outbox, desk, sms):
+        await until(lambda: outbox.released == ["1-0"])
+    assert (sms.calls, desk.receipts, outbox.finished) == ([], [], [])
+    assert desk.deliveries[message.id] == [OTHERS]
+
+
+@pytest.mark.parametrize("step", ["accept", RETRY, FALL_BACK, DropSend("never")])
+async def test_a_message_taken_over_during_a_hand_over_is_left_to_the_other(step: Step) -> None:
+    """However the hand-over ends: what the other dispatcher has saved stands, and there is no second receipt."""
+    desk, message = MemoryDesk("sms", "email"), a_message()
+
+    class Slow(StubChannel):
+        async def send(self, outgoing: Outgoing) -> str:
+            desk.deliveries[message.id].append(OTHERS)
+            return await super().send(outgoing)
+
+    outbox, email = MemoryOutbox(message), StubChannel("email")
+    async with running(outbox, desk, Slow("sms", [step]), email):
+        await until(lambda: outbox.released == ["1-0"])
+    assert (desk.receipts, outbox.finished, email.calls) == ([], [], [])
+    assert desk.deliveries[message.id][-1] == OTHERS
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+async def test_after_standing_still_the_message_is_claimed_again(taken_over: bool) -> None:
+    """A dispatcher that was stopped between save and hand-over makes sure that the message is still its own."""
+    clock, sms, desk, message = ManualClock(), StubChannel("sms"), MemoryDesk("sms"), a_message()
+    outbox = MemoryOutbox(message)
+
+    def stand_still(after: Delivery) -> None:
+        if after.attempts == 1 and after.state == "sending":
+            clock.advance(40_000)
+
+    def take_over() -> None:
+        if taken_over and desk.prepared == 2:
+            desk.deliveries[message.id].append(OTHERS)
+
+    desk.on_save, desk.on_prepare = stand_still, take_over
+    task = asyncio.create_task(Dispatcher(outbox, desk, [sms], clock, QUICK).run())
+    await until(lambda: bool(outbox.released or outbox.finished))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert len(sms.calls) == (not taken_over)
+    assert desk.outcomes() == ([] if taken_over else [("sent", "sms", "")])
+
+
+async def test_an_event_that_the_log_refuses_is_a_dead_letter() -> None:
+    """Once, without trying again; what comes behind it goes on."""
+    events = [Emitted(topic="t", key="anna", value=msgspec.Raw(b"{}")) for _ in range(2)]
+    outbox, desk = MemoryOutbox(*events), MemoryDesk()
+    desk.refusal = TooLarge("too_large", "2 MB is too much for the log")
+    await _deliver(outbox, desk)
+    assert outbox.buried == [("1-0", "too_large"), ("2-0", "too_large")]
 
 
 async def test_events_reach_the_log() -> None:
@@ -300,7 +400,7 @@ async def test_the_only_channel_is_waited_for_when_its_breaker_is_open() -> None
 
 
 def test_a_breaker_closes_by_itself_and_opens_at_the_next_fault() -> None:
-    """Half-open is not a state: the first answer decides."""
+    """One attempt finds out whether the channel is back, the others wait for what comes of it."""
     clock = ManualClock()
     breaker = Breaker(clock, 2, 5.0)
     breaker.failed()
@@ -309,9 +409,14 @@ def test_a_breaker_closes_by_itself_and_opens_at_the_next_fault() -> None:
     assert breaker.wait_s == 5
     clock.advance(5_000)
     assert breaker.wait_s == 0
+    breaker.begin()
+    assert breaker.wait_s == 5
+    clock.advance(4_000)
     breaker.failed()
     assert breaker.wait_s == 5
     breaker.worked()
+    assert breaker.wait_s == 0
+    breaker.begin()
     assert breaker.wait_s == 0
 
 

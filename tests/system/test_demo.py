@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,17 +12,7 @@ import pytest
 from playwright.async_api import Page, async_playwright, expect
 
 from clients.demo.driver import Driver, Options
-
-#: Chromium starts with nothing that asks the network.
-_QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from tests.services.browser import ARGUMENTS, chromium
 
 
 async def test_headless_run() -> None:
@@ -60,12 +49,8 @@ async def test_headless_run() -> None:
 @contextlib.asynccontextmanager
 async def page_of(url: str, troubles: list[str]) -> AsyncIterator[Page]:
     """The page in headless Chromium; whatever its console calls an error ends up in `troubles`."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        assert os.environ.get("CI") != "true", "CI must have Chromium"
-        pytest.skip("no Chromium on this machine")
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=_QUIET)
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         page = await browser.new_page(viewport={"width": 1440, "height": 900})
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
