@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help setup demo test check bench fmt lock clean
+.PHONY: help setup demo test check bench docs fmt lock clean
 
 help:          ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -34,6 +34,11 @@ check: setup   ## Lint, types, import contracts; changes nothing
 
 bench: setup   ## All benchmarks, one after another
 	$(BIN)/python -m bench
+
+docs: setup    ## Reference pages, made from the code
+	$(BIN)/nearcast reference settings > docs/reference/settings.md
+	$(BIN)/nearcast reference metrics > docs/reference/metrics.md
+	$(BIN)/nearcast reference promotions > docs/reference/promotions.schema.json
 
 fmt: setup     ## Format and fix what can be fixed
 	$(BIN)/ruff format .

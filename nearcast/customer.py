@@ -113,8 +113,6 @@ class Customer(msgspec.Struct, kw_only=True, omit_defaults=True):
     timers: dict[str, int] = {}
     #: 64-bit hashes of the last event ids, oldest first.
     seen: list[int] = []
-    #: For an anonymous customer: who they turned out to be.
-    stitched_to: CustomerId | None = None
 
     def consented(self, scope: str) -> bool:
         """True if consent for `scope` was given and neither it nor "all" has been withdrawn since."""

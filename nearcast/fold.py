@@ -42,7 +42,7 @@ from nearcast.events import (
     sku_of,
     store_of,
 )
-from nearcast.ids import CustomerId, MessageId, Sku, derived_event_id
+from nearcast.ids import MessageId, Sku, derived_event_id
 from nearcast.moments import Moment
 from nearcast.world import Trigger
 
@@ -309,7 +309,6 @@ def _fold_identify(customer: Customer, event: Identify) -> Folded:
         wishlist=dict(customer.wishlist),
         viewed=dict(customer.viewed),
     )
-    customer.stitched_to = CustomerId(event.uid)
     customer.cart, customer.wishlist, customer.viewed = {}, {}, {}
     customer.timers.pop(CART_TIMER, None)
     return Folded(emit=[stitch])

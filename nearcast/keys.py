@@ -47,7 +47,7 @@ def timers(partition: int) -> str:
 
 
 def dead_letters(partition: int) -> str:
-    """Stream: `reason`, `detail`, `topic`, `offset`, `value`."""
+    """Stream: `reason`, `detail`, `topic`, `position`, `key` and the original bytes in `value`; bounded."""
     return f"{PREFIX}{{{partition}}}:dead-letters"
 
 

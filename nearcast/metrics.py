@@ -38,5 +38,9 @@ EVENT_TO_SEND = Histogram(
     ["channel"],
     buckets=_SECONDS,
 )
+LAG = Gauge(
+    "nearcast_lag_records", "Records not yet processed, by topic; rising means the engine is too slow.", ["topic"]
+)
+OUTBOX = Gauge("nearcast_outbox_entries", "Entries in the outboxes of owned partitions; rising means sends are stuck.")
 OWNED_PARTITIONS = Gauge("nearcast_owned_partitions", "Partitions this engine owns.")
 TASK_FAILURES = Counter("nearcast_task_failures_total", "Background tasks that failed and were restarted.", ["task"])

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 import uvicorn
+from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
 from channels.contract import Channel
@@ -40,6 +41,7 @@ from offers.policy import Policy, QuietHours
 from server.api.app import create_app
 from server.api.keyring import KeyRing
 from server.api.links import Link, LinkSigner
+from server.backlog import watch_backlog
 from server.catalogue_feed import CatalogueFeed
 from server.consents import OptOuts
 from server.coupons import CouponBook
@@ -119,6 +121,8 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda _: Non
             roots += await _engine(core, stack)
         if "dispatcher" in settings.roles:
             roots.append(_dispatcher(core, stack))
+        if settings.metrics_port is not None:
+            _serve_metrics(settings.api_host, settings.metrics_port, stack)
         async with asyncio.TaskGroup() as group:
             tasks = {root.name: group.create_task(_rooted(root, stop), name=root.name) for root in roots}
             try:
@@ -222,6 +226,7 @@ def _log(settings: Settings, redis_url: str) -> EventLog:
         sasl_mechanism=settings.kafka_sasl_mechanism,
         sasl_username=settings.kafka_username,
         sasl_password=password.get_secret_value() if password else None,
+        replication=settings.kafka_replication,
         ssl_ca_file=str(settings.kafka_ca_file) if settings.kafka_ca_file else None,
         idempotent=settings.kafka_idempotent,
     )
@@ -273,7 +278,12 @@ async def _engine(core: Core, stack: AsyncExitStack) -> list[Root]:
     )
     timers = TimerPump(core.state, core.intake, lambda: engine.partitions, core.clock)
     feed = CatalogueFeed(feed_consumer, core.world, core.redis)
-    return [Root("engine", engine.run()), Root("timers", timers.run()), Root("catalogue feed", feed.run())]
+    return [
+        Root("engine", engine.run()),
+        Root("timers", timers.run()),
+        Root("catalogue feed", feed.run()),
+        Root("backlog", watch_backlog(consumer, core.redis, lambda: engine.partitions)),
+    ]
 
 
 def _dispatcher(core: Core, stack: AsyncExitStack) -> Root:
@@ -396,6 +406,16 @@ async def _rooted(root: Root, stop: asyncio.Event) -> None:
         raise
     if not stop.is_set():
         raise RuntimeError(f"{root.name} ended by itself")
+
+
+def _serve_metrics(host: str, port: int, stack: AsyncExitStack) -> None:
+    try:
+        server, thread = start_http_server(port, host)
+    except OSError as error:
+        raise ConfigurationError(f"NEARCAST_METRICS_PORT: {error}") from None
+    stack.callback(thread.join)
+    stack.callback(server.server_close)
+    stack.callback(server.shutdown)
 
 
 async def _watch(valkey: EmbeddedValkey) -> None:

@@ -8,8 +8,8 @@ Taking a partition over raises its epoch, and both steps ask for it. The second 
 first does so between reading the world's version and writing on condition of that version, so a worker that was
 stopped anywhere in between can't put an old item over a newer one: either the new owner has changed the world, and the
 write is refused, or it has not, and will read these same changes again. Stock has no version. It is asked for just
-before the write, so a worker that is stopped within that one round trip can put an old quantity over a newer one, until
-the next report or sale is told.
+before the write, so a worker that is stopped in the instant between can still put an old quantity over a newer one; it
+stays until that product's stock is reported again.
 """
 
 import asyncio

@@ -52,6 +52,12 @@ class Settings(BaseSettings):
         True,
         description="Off for brokers without idempotent producers; events written twice are dropped by their id.",
     )
+    kafka_replication: int = Field(
+        1,
+        ge=1,
+        le=32767,
+        description="Replicas of the topics that nearcast creates; 3 on a cluster that must not lose any.",
+    )
     partitions: int = Field(
         4, ge=1, le=1024, description="Partitions of every customer topic. Can't be changed once there is data."
     )
@@ -65,6 +71,9 @@ class Settings(BaseSettings):
     api_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API.")
     gateway_host: str = Field("127.0.0.1", description="Address the WebSocket gateway listens on.")
     gateway_port: int = Field(8081, ge=0, le=65535, description="Port of the WebSocket gateway.")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port for /metrics alone, for processes without the api role; empty: none."
+    )
     public_url: str = Field(
         "",
         description="URL under which people reach the HTTP API; stands in SMS and e-mail links. Empty: host and port.",

@@ -24,6 +24,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError, KafkaTimeoutError, for_code
 from aiokafka.helpers import create_ssl_context
 
+from nearcast.clock import Clock, SystemClock
 from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.ids import partition_of
 from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
@@ -127,7 +128,7 @@ class KafkaLog:
                 await (await self._open_producer()).client.fetch_all_metadata()
 
     def consumer(self, group: str, topics: Sequence[str]) -> "KafkaLogConsumer":
-        return KafkaLogConsumer(self._options, group, topics)
+        return KafkaLogConsumer(self._options, group, topics, SystemClock())
 
     async def _open_producer(self) -> AIOKafkaProducer:
         async with self._opening:
@@ -172,7 +173,12 @@ class KafkaLog:
                 )
 
     async def _create(self, admin: AIOKafkaAdminClient, missing: Iterable[str]) -> None:
-        topics = [NewTopic(topic, self.partitions, self._options.replication) for topic in sorted(missing)]
+        # The broker's clock is one; producers' clocks are many, and some of them wrong.
+        stamped = {"message.timestamp.type": "LogAppendTime"}
+        topics = [
+            NewTopic(topic, self.partitions, self._options.replication, topic_configs=stamped)
+            for topic in sorted(missing)
+        ]
         response = await admin.create_topics(topics)
         for topic, code, *detail in response.topic_errors:
             error = for_code(code)
@@ -183,8 +189,9 @@ class KafkaLog:
 class KafkaLogConsumer:
     """`server.log.base.LogConsumer` on the group protocol."""
 
-    def __init__(self, options: KafkaOptions, group: str, topics: Sequence[str]) -> None:
+    def __init__(self, options: KafkaOptions, group: str, topics: Sequence[str], clock: Clock) -> None:
         self._options = options
+        self._clock = clock
         self._group = group
         self._topics = tuple(topics)
         self._consumer: AIOKafkaConsumer | None = None
@@ -234,6 +241,7 @@ class KafkaLogConsumer:
                 raise
         if self._generation != generation:
             return []
+        now_ms = self._clock.now_ms()
         return [
             Record(
                 place.topic,
@@ -241,7 +249,8 @@ class KafkaLogConsumer:
                 str(record.offset),
                 (record.key or b"").decode(errors="replace"),
                 record.value or b"",
-                record.timestamp,
+                # A topic that isn't ours may carry its producers' clocks: nothing arrives in the future or before time.
+                record.timestamp if 0 < record.timestamp <= now_ms else now_ms,
             )
             for place, records in fetched.items()
             if place.partition in self._sought

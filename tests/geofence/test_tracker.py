@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geofence.index import FenceIndex
-from geofence.tracker import track
+from geofence.tracker import SILENCE_MS, SILENT_EXIT_CONFIDENCE, track
 from nearcast.customer import Presence, Stay
 from nearcast.events import Location
 from nearcast.ids import FenceId
@@ -106,6 +106,79 @@ def test_dwell_once_a_stay() -> None:
         ("enter", "store", 300),
         ("dwell", "store", 330),
     ]
+
+
+DAY_S = 86_400.0
+
+
+def test_a_silent_device_is_not_inside_for_ever() -> None:
+    """Seen at a day's distance, twice in the store: they left when last seen, came anew, and dwell from then on."""
+    index = FenceIndex.build([STORE])
+    transitions = feed(Presence(), index, [fix(0, 0, 0), fix(10, 0, 0), fix(DAY_S, 0, 0), fix(DAY_S + 30, 0, 0)])
+    assert told(transitions) == [
+        ("enter", "store", 0),
+        ("exit", "store", 10),
+        ("enter", "store", DAY_S),
+        ("dwell", "store", DAY_S + 30),
+    ]
+    assert transitions[1].confidence == SILENT_EXIT_CONFIDENCE
+
+
+def test_silence_begins_after_its_limit() -> None:
+    """At the limit the stay goes on, and its dwell is due; a millisecond later it is over."""
+    index = FenceIndex.build([STORE])
+    limit_s = SILENCE_MS / 1000
+    assert told(feed(Presence(), index, [fix(0, 0, 0), fix(limit_s, 0, 0)])) == [
+        ("enter", "store", 0),
+        ("dwell", "store", limit_s),
+    ]
+    assert told(feed(Presence(), index, [fix(0, 0, 0), fix(limit_s + 0.001, 0, 0)])) == [
+        ("enter", "store", 0),
+        ("exit", "store", 0),
+        ("enter", "store", limit_s + 0.001),
+    ]
+
+
+@pytest.mark.parametrize(("north_m", "accuracy_m"), [(5_000.0, 5.0), (35.0, 5.0), (0.0, 500.0)])
+def test_silence_ends_wherever_the_fix_is(north_m: float, accuracy_m: float) -> None:
+    """Far away, just outside, or too poor to tell: the stay is over, once, at the last time seen."""
+    presence = Presence()
+    index = FenceIndex.build([STORE])
+    walk = [fix(0, 0, 0), fix(7_200, north_m, 0, accuracy_m), fix(7_201, north_m, 0, accuracy_m)]
+    assert told(feed(presence, index, walk)) == [("enter", "store", 0), ("exit", "store", 0)]
+    assert presence.inside == {}
+
+
+def test_fixes_that_tell_nothing_are_silence_too() -> None:
+    """A fix a minute, each worse than the fence, doesn't keep anybody in it."""
+    index = FenceIndex.build([STORE])
+    poor = [fix(minute * 60, 0, 0, 500.0) for minute in range(1, 60)]
+    assert told(feed(Presence(), index, [fix(0, 0, 0), *poor])) == [("enter", "store", 0), ("exit", "store", 0)]
+
+
+def test_silence_in_nested_fences() -> None:
+    """Out of sight in the shelf: inner exits first, each at its own last time; then outer enters first."""
+    precise = {"accuracy_m": 1.0, "source": "beacon"}
+    walk = [fix(0, 20, 20, **precise), fix(20, 12, 12, **precise), fix(3_600, 20, 20, **precise)]
+    assert told(feed(Presence(), INDEX, walk))[4:] == [
+        ("exit", "a-shelf", 0),
+        ("exit", "a-department", 20),
+        ("exit", "store", 20),
+        ("exit", "vicinity", 20),
+        ("enter", "store", 3_600),
+        ("enter", "vicinity", 3_600),
+        ("enter", "a-department", 3_600),
+        ("enter", "a-shelf", 3_600),
+    ]
+
+
+def test_silence_while_the_fence_vanished() -> None:
+    """A fence deleted while nobody looked is left once, at the last time seen."""
+    presence = Presence()
+    feed(presence, INDEX, [fix(0, 0, 0)])
+    gone = feed(presence, FenceIndex.build([STORE]), [fix(3_600, 500, 0)])
+    assert told(gone) == [("exit", "store", 0), ("exit", "vicinity", 0)]
+    assert presence.inside == {}
 
 
 def test_stale_fix() -> None:
@@ -209,11 +282,11 @@ def test_fence_that_vanished() -> None:
 
 @st.composite
 def walks(draw: st.DrawFn) -> list[Location]:
-    """A random walk near the store, with jumps, poor fixes, other sources and late fixes."""
+    """A random walk near the store, with jumps, poor fixes, other sources, late fixes and long silences."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count = draw(st.integers(1, 80))
     steps = rng.normal(0, draw(st.sampled_from([1.0, 8.0, 40.0])), (count, 2)).cumsum(axis=0) * 0.7
-    seconds = (np.arange(count) * draw(st.sampled_from([1, 7])) + rng.integers(-3, 3, count)).tolist()
+    seconds = (np.arange(count) * draw(st.sampled_from([1, 7, 400])) + rng.integers(-3, 3, count)).tolist()
     accuracies = rng.choice([0.5, 4.0, 10.0, 25.0, 2_000.0], count).tolist()
     sources = rng.choice(["gps", "wifi", "beacon"], count).tolist()
     return [
@@ -243,23 +316,29 @@ def test_any_grouping(walk: list[Location], seed: int) -> None:
 @given(walks())
 @settings(max_examples=60)
 def test_transitions_add_up(walk: list[Location]) -> None:
-    """Enter, at most one dwell, exit, enter ...; what was entered and not left is the presence; parents hold."""
+    """Enter, at most one dwell, exit, enter ...; what was entered and not left is the presence; parents hold.
+
+    A transition is at its fix, but for the exit of who was out of sight: that is when they were last seen.
+    """
     presence = Presence()
     state: dict[str, str] = {}
     newest = 0
     for one in walk:
+        last_seen = {name: stay.last_inside_ms for name, stay in presence.inside.items()}
         transitions = feed(presence, INDEX, [one])
         newest = max(newest, one.ts)
         assert presence.last_ms == newest
         assert [_rank(item) for item in transitions] == sorted(_rank(item) for item in transitions)
         for item in transitions:
-            assert item.at_ms == one.ts
+            silent = item.kind == "exit" and one.ts - last_seen[item.fence.fence_id] > SILENCE_MS
+            assert item.at_ms == (last_seen[item.fence.fence_id] if silent else one.ts)
             assert 0.0 <= item.confidence <= 1.0
             allowed = {"enter": (None, "exit"), "dwell": ("enter",), "exit": ("enter", "dwell")}[item.kind]
             assert state.get(item.fence.id) in allowed
             state[item.fence.id] = item.kind
         assert {name for name, kind in state.items() if kind != "exit"} == set(presence.inside)
-        for name in presence.inside:
+        for name, stay in presence.inside.items():
+            assert stay.last_inside_ms >= newest - SILENCE_MS
             assert {above.id for above in INDEX.ancestors(name)} <= presence.inside.keys()
 
 

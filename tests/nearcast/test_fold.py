@@ -226,7 +226,8 @@ def test_sign_in_takes_the_context_along() -> None:
     (stitch,) = folded.emit
     assert isinstance(stitch, Stitch)
     assert stitch.customer == "c1"
-    assert (visitor.stitched_to, visitor.cart, visitor.timers) == ("c1", {}, {})
+    assert (visitor.cart, visitor.wishlist, visitor.viewed, visitor.timers) == ({}, {}, {}, {})
+    assert b"c1" not in msgspec.msgpack.encode(visitor), "who they are is kept with the known customer only"
     customer = somebody()
     fold(customer, new(Cart, action="add", sku="coat", ts=4))
     assert fold(customer, stitch).status == "applied"
