@@ -92,10 +92,11 @@ async def broker(bootstrap: str | None) -> AsyncIterator[str]:
     if bootstrap:
         yield bootstrap
         return
-    from tests.services.kafka import KafkaBroker
+    from tests.services.kafka import choose_broker
 
+    kind, _ = choose_broker(force_tansu=False)
     with tempfile.TemporaryDirectory() as folder:
-        kafka = KafkaBroker(Path(folder))
+        kafka = kind(Path(folder))
         await kafka.start()
         try:
             yield kafka.bootstrap

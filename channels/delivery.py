@@ -264,6 +264,7 @@ class Courier:
                 return await self._give_up(journey, name, "retry", error)
             SENDS.labels(name, "retry").inc()
             why = _why(error)
+            await self._insist(journey, journey.delivery.to("sending", channel=name, attempts=attempts, reason=why))
             journey.interrupted = False
             await self._receipt(journey, "failed", name, why)
             return self._patience.backoff_s(attempts)

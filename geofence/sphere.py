@@ -48,7 +48,7 @@ def distances_m(lat: Floats | float, lng: Floats | float, lats: Floats, lngs: Fl
 
 
 def distance_m(lat: float, lng: float, other_lat: float, other_lng: float) -> float:
-    """The great-circle distance of two points; within a micrometre of what `distances_m` gives."""
+    """The great-circle distance of two points: `distances_m` for one pair, but for rounding."""
     lat_rad, other_rad = math.radians(lat), math.radians(other_lat)
     across = math.sin(math.radians(other_lng - lng) / 2)
     along = math.sin((other_rad - lat_rad) / 2)

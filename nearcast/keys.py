@@ -86,6 +86,11 @@ def channel_meta(channel: str) -> str:
     return f"{PREFIX}channel:{{{channel}}}:meta"
 
 
+def channel_once(channel: str, key: str) -> str:
+    """String: the position of what was published once under this key; expires with the channel's history."""
+    return f"{PREFIX}channel:{{{channel}}}:once:{key}"
+
+
 def channel_nodes(channel: str) -> str:
     """Sorted set: gateway nodes with a subscriber, by time of their last sign of life in ms."""
     return f"{PREFIX}channel:{{{channel}}}:nodes"

@@ -358,7 +358,7 @@ async def _open_gateway(core: Core, desk: Desk, doors: AsyncExitStack) -> None:
         ),
         Tokens(core.secrets.token.encode(), core.clock),
         core.streams,
-        DeviceBackend(desk, core.redis),
+        DeviceBackend(desk, core.redis, core.streams),
         core.clock,
     )
     try:

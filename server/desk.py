@@ -179,6 +179,8 @@ class Desk:
             await self._log.check()
         except Unavailable:
             components["log"] = "can't be reached"
+        if self._world.problem is not None:
+            components["world"] = self._world.problem
         return components
 
     def mint_token(self, sub: str, role: TokenRole, channels: Sequence[str], ttl_s: int) -> str:

@@ -11,6 +11,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from channels.gateway.backend import Identity
+from channels.gateway.streams import ChannelStreams
 from nearcast import keys
 from nearcast.errors import Forbidden, InputError, NotFound
 from nearcast.events import Action, Cart, Consent, Id, Location
@@ -68,9 +69,10 @@ class Ids(msgspec.Struct, kw_only=True):
 class DeviceBackend:
     """Implements `channels.gateway.backend.Backend`."""
 
-    def __init__(self, desk: Desk, redis: Redis) -> None:
+    def __init__(self, desk: Desk, redis: Redis, streams: ChannelStreams) -> None:
         self._desk = desk
         self._redis = redis
+        self._streams = streams
         self._methods: dict[str, Callable[[Identity, bytes], Awaitable[msgspec.Struct | None]]] = {
             "event": self._event,
             "ack": self._ack,
@@ -124,7 +126,10 @@ class DeviceBackend:
     async def _claim(self, identity: Identity, data: bytes) -> Claimed:
         if identity.role != "staff":
             raise Forbidden("staff_only", "only staff can claim an assist alert")
-        alert = keys.assist(_decode(data, OfAlert).message)
+        message = _decode(data, OfAlert).message
+        if not any([await self._streams.published(channel, message) for channel in identity.channels]):
+            raise NotFound("unknown_alert", "no such alert was sent to this tablet's stores")
+        alert = keys.assist(message)
         with reaching_store():
             await self._redis.set(alert, identity.sub, nx=True, ex=_ALERT_TTL_S)
             winner = await self._redis.get(alert)

@@ -57,7 +57,12 @@ class ChannelStreams:
         """Like `publish`, once per `key`: repeated within the history's time it tells the nodes again, appends nothing,
         and returns the first position.
         """
-        return await self._append(channel, data, [f"{keys.channel_meta(channel)}:once:{key}"])
+        return await self._append(channel, data, [keys.channel_once(channel, key)])
+
+    async def published(self, channel: str, key: str) -> bool:
+        """True if `publish_once` did publish under this key, within the history's time."""
+        async with self._store():
+            return bool(await self.redis.exists(keys.channel_once(channel, key)))
 
     async def read(self, channel: str, since: Position | None) -> Recovered:
         """What followed `since`; without it only where the channel stands."""

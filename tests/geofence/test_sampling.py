@@ -70,6 +70,17 @@ def test_sure_without_sampling() -> None:
     assert 0.98 < probability_inside(shape, 48.0, 16.0, 10.0) < 1.0
 
 
+@pytest.mark.parametrize("spot", [(48.0, 16.0), (-79.0, -30.0), (0.0, 0.0), (10.0, 179.99), (10.0, -179.99)])
+@pytest.mark.parametrize("side", [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_surely_holds_up_to_the_edge(spot: tuple[float, float], side: tuple[int, int]) -> None:
+    """A cap 5 m off the middle of a square of 40 m is held up to 15 m, to each of the four sides."""
+    shape = compile_geometry(square(*spot, 20.0))
+    assert isinstance(shape, Area)
+    lat, lng = shifted(*spot, 5.0 * side[0], 5.0 * side[1])
+    assert shape.surely_holds(lat, lng, 14.99)
+    assert not shape.surely_holds(lat, lng, 15.01)
+
+
 def test_a_small_hole_is_not_overlooked() -> None:
     """Around a pillar thinner than the error nobody is surely inside, though every side is far away."""
     shell, pillar = square(48.0, 16.0, 100.0).coordinates[0], square(48.0, 16.0, 2.0).coordinates[0]

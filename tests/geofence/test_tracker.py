@@ -158,8 +158,8 @@ def test_fixes_that_tell_nothing_are_silence_too() -> None:
 
 def test_silence_in_nested_fences() -> None:
     """Out of sight in the shelf: inner exits first, each at its own last time; then outer enters first."""
-    precise = {"accuracy_m": 1.0, "source": "beacon"}
-    walk = [fix(0, 20, 20, **precise), fix(20, 12, 12, **precise), fix(3_600, 20, 20, **precise)]
+    places = [(0, 20.0), (20, 12.0), (3_600, 20.0)]
+    walk = [fix(t_s, off_m, off_m, 1.0, "beacon") for t_s, off_m in places]
     assert told(feed(Presence(), INDEX, walk))[4:] == [
         ("exit", "a-shelf", 0),
         ("exit", "a-department", 20),

@@ -1,7 +1,7 @@
 """Catalogue topics into the kept world, through a real log: order, dead letters, restarts and fencing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -39,7 +39,9 @@ async def log(redis: Redis, valkey_url: str) -> AsyncIterator[StreamsLog]:
 
 
 @asynccontextmanager
-async def feeding(redis: Redis, log: StreamsLog, group: str = "catalogue") -> AsyncIterator[Callable[[], object]]:
+async def feeding(
+    redis: Redis, log: StreamsLog, group: str = "catalogue"
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """A feed at work on a world of its own; gives a function to wait until it has read everything."""
     consumer = log.consumer(group, topics.CATALOGUE_TOPICS)
     await consumer.start()
