@@ -130,7 +130,7 @@ async def test_somebody_elses_offer(backend: DeviceBackend) -> None:
     with pytest.raises(NotFound) as refused:
         await backend.rpc(ANN, "apply", b'{"decision":"d1"}')
     assert refused.value.reason == "unknown_decision"
-    with pytest.raises(NotFound, match="unknown_method|no RPC"):
+    with pytest.raises(NotFound, match="no RPC method"):
         await backend.rpc(ANN, "drop.table", b"{}")
 
 

@@ -90,7 +90,7 @@ async def test_publish_once_appends_once_per_key(streams: ChannelStreams, redis:
     assert await redis.xlen(keys.channel_stream(CHANNEL)) == 2
     told = [b"1", CHANNEL.encode(), b'"text"']
     assert frames == [told, [b"2", CHANNEL.encode(), b'"other"'], told]
-    assert 0 < await redis.ttl(f"{keys.channel_meta(CHANNEL)}:once:m1") <= 86_400
+    assert 0 < await redis.ttl(keys.channel_once(CHANNEL, "m1")) <= 86_400
 
 
 async def test_a_channel_is_connected_while_a_node_shows_life(streams: ChannelStreams, clock: ManualClock) -> None:
