@@ -39,7 +39,7 @@ GPS_FLOOR_M = 3.0
 #: After this long out of sight we no longer claim to know where someone is: 15 minutes. Phones in the background report
 #: every few minutes even when they save power, and a look around the neighbour's shop takes less than this.
 SILENCE_MS = 15 * 60_000
-#: Whether they left, or sat where no fix got through, is anyone's guess: below what offers act on unless told otherwise.
+#: Whether they left, or sat where no fix got through, is anyone's guess. By default offers don't act on that little.
 SILENT_EXIT_CONFIDENCE = 0.4
 
 _ORDER = {"exit": 0, "enter": 1, "dwell": 2}
