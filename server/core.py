@@ -1,0 +1,150 @@
+"""What every role of a process shares: store, log and what stands on them, opened and closed in order."""
+
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from channels.gateway.streams import ChannelStreams
+from nearcast import keys
+from nearcast.clock import Clock, SystemClock
+from nearcast.errors import ConfigurationError
+from nearcast.world import Cap
+from offers.loading import load_world
+from offers.policy import Policy, QuietHours
+from server.api.links import LinkSigner
+from server.consents import OptOuts
+from server.credentials import Secrets, secrets_for
+from server.intake import Intake
+from server.log.base import EventLog
+from server.log.kafka import KafkaLog, KafkaOptions
+from server.log.leases import forget_predecessors
+from server.log.streams import StreamsLog
+from server.settings import Settings, parse_quiet_hours
+from server.state import StateStore
+from server.store import client_of, reaching_store, text
+from server.valkey import EmbeddedValkey
+from server.world import WorldStore
+
+
+@dataclass(frozen=True)
+class Core:
+    """What every role shares."""
+
+    settings: Settings
+    secrets: Secrets
+    clock: Clock
+    redis_url: str
+    #: The store's server, if it is ours.
+    valkey: EmbeddedValkey | None
+    redis: Redis
+    log: EventLog
+    state: StateStore
+    world: WorldStore
+    intake: Intake
+    opt_outs: OptOuts
+    streams: ChannelStreams
+    links: LinkSigner
+    policy: Policy
+    node: str
+
+    @property
+    def public_url(self) -> str:
+        return self.settings.public_url.rstrip("/") or f"http://{self.settings.api_host}:{self.settings.api_port}"
+
+
+@asynccontextmanager
+async def open_core(settings: Settings) -> AsyncIterator[Core]:
+    """Store, log and what stands on them; everything is closed again afterwards, in reverse order."""
+    async with AsyncExitStack() as stack:
+        secrets = secrets_for(settings)
+        clock = SystemClock()
+        valkey = None
+        if settings.redis_url is not None:
+            redis_url = settings.redis_url.get_secret_value()
+        else:
+            valkey = EmbeddedValkey(settings.data_dir)
+            await valkey.start()
+            stack.push_async_callback(valkey.stop)
+            redis_url = valkey.url
+        redis = client_of(redis_url)
+        stack.push_async_callback(redis.aclose)
+        with reaching_store():
+            await redis.ping()
+        if settings.redis_url is None:
+            await forget_predecessors(redis)
+        committing = client_of(redis_url)
+        stack.push_async_callback(committing.aclose)
+        await _settle_on_log(redis, settings)
+        log = _log(settings, redis_url)
+        await log.start()
+        stack.push_async_callback(log.stop)
+        # The owner of a data directory is alone with its store, so after a crash it may take up its old name, and with
+        # it what it had begun. Processes that share a store need names of their own (in containers all are pid 1).
+        node = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}" if settings.redis_url else "embedded"
+        world = WorldStore(redis)
+        await world.refresh()
+        for file in settings.world_files:
+            await world.put(load_world(_read(file), str(file)))
+        quiet = parse_quiet_hours(settings.quiet_hours)
+        yield Core(
+            settings=settings,
+            secrets=secrets,
+            clock=clock,
+            redis_url=redis_url,
+            valkey=valkey,
+            redis=redis,
+            log=log,
+            # On connections of its own, so that a crowd of requests can't keep the engine from committing.
+            state=StateStore(committing, settings.partitions),
+            world=world,
+            intake=Intake(log, clock),
+            opt_outs=OptOuts(redis, settings.partitions),
+            streams=ChannelStreams(redis, node, clock),
+            links=LinkSigner(secrets.link.encode()),
+            policy=Policy(
+                caps=(Cap(count=settings.offers_per_day, period_s=86_400),),
+                quiet_hours=QuietHours(starts=quiet[0], ends=quiet[1]) if quiet else None,
+            ),
+            node=node,
+        )
+
+
+async def _settle_on_log(redis: Redis, settings: Settings) -> None:
+    """Offsets in the store mean positions in one kind of log; with another one they would mean nothing."""
+    kind = "streams" if settings.kafka is None else "kafka"
+    with reaching_store():
+        await redis.set(keys.log_kind(), kind, nx=True)
+        settled = text(await redis.get(keys.log_kind()) or kind)
+    if settled != kind:
+        raise ConfigurationError(
+            f"NEARCAST_KAFKA: this store has worked with {settled} as its event log; its offsets mean nothing on {kind}"
+        )
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"NEARCAST_WORLD_FILES: {file} can't be read: {error}") from None
+
+
+def _log(settings: Settings, redis_url: str) -> EventLog:
+    if settings.kafka is None:
+        return StreamsLog(redis_url, settings.partitions)
+    password = settings.kafka_password
+    options = KafkaOptions(
+        bootstrap=settings.kafka,
+        security_protocol=settings.kafka_security_protocol,
+        sasl_mechanism=settings.kafka_sasl_mechanism,
+        sasl_username=settings.kafka_username,
+        sasl_password=password.get_secret_value() if password else None,
+        replication=settings.kafka_replication,
+        ssl_ca_file=str(settings.kafka_ca_file) if settings.kafka_ca_file else None,
+        idempotent=settings.kafka_idempotent,
+    )
+    return KafkaLog(options, settings.partitions)

@@ -1,0 +1,161 @@
+"""The re-check before a send, on a real store: what is true now decides, not what was true at the decision."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from channels.contract import Prepared
+from nearcast import keys
+from nearcast.clock import ManualClock
+from nearcast.decisions import Reason
+from nearcast.events import Cart, Consent, Erase, Profile
+from nearcast.ids import CustomerId
+from nearcast.messages import Message
+from nearcast.world import Stock
+from offers.policy import Policy, QuietHours
+from offers.worldfile import WorldFile
+from server.api.links import LinkSigner
+from server.consents import OptOuts
+from server.deliveries import DeliveryDesk
+from server.intake import Intake
+from server.log.streams import StreamsLog
+from server.state import StateStore
+from server.world import WorldStore
+from tests.server.rig import PARTITIONS, Playback, committed, engine_on, records_of
+from tests.server.test_engine import consent, fix
+from tests.server.town import WORLD
+
+NOW = 1_795_000_000_000
+ANN = CustomerId("ann")
+
+
+class Counter:
+    """A decision taken and committed, waiting in the outbox; and the desk that the dispatcher asks."""
+
+    def __init__(self, redis: Redis, world: WorldStore, log: StreamsLog, engine: Any, policy: Policy) -> None:
+        self.redis = redis
+        self.world = world
+        self.clock = ManualClock(NOW + 1_000)
+        self.opt_outs = OptOuts(redis, PARTITIONS)
+        self.engine = engine
+        self.desk = DeliveryDesk(
+            redis=redis,
+            state=StateStore(redis, PARTITIONS),
+            world=world,
+            opt_outs=self.opt_outs,
+            log=log,
+            intake=Intake(log, self.clock),
+            links=LinkSigner(b"secret"),
+            policy=policy,
+            public_url="https://shop.example",
+            clock=self.clock,
+        )
+
+    async def message(self) -> Message:
+        (entry,) = (await committed(self.redis)).outbox
+        assert isinstance(entry, Message)
+        return entry
+
+    async def happens(self, *events: Any) -> None:
+        await self.engine.process(records_of(events, NOW + 10_000))
+
+
+@pytest.fixture(params=[Policy()])
+async def counter(request: pytest.FixtureRequest, redis: Redis, valkey_url: str) -> AsyncIterator[Counter]:
+    log = StreamsLog(valkey_url, PARTITIONS)
+    await log.start()
+    world = WorldStore(redis)
+    await world.put(WORLD)
+    engine = engine_on(redis, Playback(), world)
+    await engine._follow_assignment()
+    made = Counter(redis, world, log, engine, request.param)
+    profile = Profile(id="p", uid="ann", ts=NOW, name="Ann", phone="+43660555000", email="ann@example.com")
+    cart = Cart(id="c", uid="ann", ts=NOW, action="add", sku="beans")
+    scopes = [consent("ann", NOW, scope) for scope in ("websocket", "sms", "email")]
+    await engine.process(records_of([profile, cart, *scopes, fix("ann", NOW + 5, 80)], NOW))
+    yield made
+    await log.stop()
+
+
+async def test_all_is_well(counter: Counter) -> None:
+    """The message comes back final: texts, contact points, links, and the channels the customer agreed to."""
+    prepared = await counter.desk.prepare(await counter.message())
+    assert isinstance(prepared, Prepared)
+    assert prepared.channels == ("websocket", "sms", "email")
+    outgoing = prepared.outgoing
+    assert outgoing.push.title == "Espresso beans: 15% off at Graben"
+    assert (outgoing.push.price_cents, outgoing.push.discount_cents) == (1_299, 194)
+    assert (outgoing.phone, outgoing.email, outgoing.name) == ("+43660555000", "ann@example.com", "Ann")
+    assert outgoing.link.startswith("https://shop.example/m/")
+    assert outgoing.unsubscribe_link.startswith("https://shop.example/u/")
+
+
+async def test_only_agreed_channels(counter: Counter) -> None:
+    """A channel whose consent was withdrawn since is no longer among them."""
+    await counter.happens(consent("ann", NOW + 6, "sms", granted=False))
+    prepared = await counter.desk.prepare(await counter.message())
+    assert isinstance(prepared, Prepared)
+    assert prepared.channels == ("websocket", "email")
+
+
+async def test_an_opt_out_holds_before_the_log_is_read(counter: Counter) -> None:
+    """Withdrawn through the API a moment ago, not yet in the state: nothing is sent. A later grant opens up again."""
+    message = await counter.message()
+    await counter.opt_outs.withdraw(ANN, "all", NOW + 900)
+    assert await counter.desk.prepare(message) == Reason.OPTED_OUT
+    await counter.happens(Consent(id="back", uid="ann", scope="all", granted=True, ts=NOW + 2_000))
+    assert isinstance(await counter.desk.prepare(message), Prepared)
+
+
+async def test_left_the_place(counter: Counter) -> None:
+    """They walked on: the moment is over."""
+    await counter.happens(fix("ann", NOW + 20, 900))
+    assert await counter.desk.prepare(await counter.message()) == Reason.LEFT
+
+
+async def test_sold_out(counter: Counter) -> None:
+    """The last piece went to somebody else."""
+    await counter.world.put(WorldFile(stock=[Stock(store="graben", sku="beans", quantity=0)]))
+    assert await counter.desk.prepare(await counter.message()) == Reason.OUT_OF_STOCK
+
+
+async def test_too_late(counter: Counter) -> None:
+    """The deadline has passed."""
+    counter.clock.advance(3_600_000)
+    assert await counter.desk.prepare(await counter.message()) == Reason.TOO_LATE
+
+
+async def test_promotion_gone(counter: Counter) -> None:
+    """The retailer has ended it."""
+    await counter.world.remove("promotion", "abandoned")
+    assert await counter.desk.prepare(await counter.message()) == Reason.PROMOTION_ENDED
+
+
+async def test_erased(counter: Counter) -> None:
+    """Nothing is known of them any more, the opt-out note that held until then included."""
+    message = await counter.message()
+    await counter.opt_outs.withdraw(ANN, "all", NOW + 900)
+    await counter.happens(Erase(id="x", uid="ann", ts=NOW + 7))
+    assert await counter.desk.prepare(message) == Reason.ERASED
+    assert await counter.redis.hgetall(keys.opt_outs(StateStore(counter.redis, PARTITIONS).partition(ANN))) == {}
+
+
+@pytest.mark.parametrize("counter", [Policy(quiet_hours=QuietHours(starts=0, ends=1439))], indirect=True)
+async def test_quiet_hours_began(counter: Counter) -> None:
+    """It has become quiet since the decision."""
+    assert await counter.desk.prepare(await counter.message()) == Reason.QUIET_HOURS
+
+
+async def test_receipts_are_events(counter: Counter, redis: Redis) -> None:
+    """A receipt is in the log when the call returns; said twice it has one id, said differently another."""
+    message = await counter.message()
+    for reason in ("", "", "timed out"):
+        await counter.desk.receipt(message, "failed", "sms", reason)
+    found = []
+    async for key in redis.scan_iter(match="*:nearcast.feedback"):
+        found += [msgspec.json.decode(fields[b"v"]) for _, fields in await redis.xrange(key)]
+    assert [receipt["status"] for receipt in found] == ["failed"] * 3
+    assert len({receipt["id"] for receipt in found}) == 2
