@@ -3,7 +3,8 @@
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY requirements-setup.lock requirements.lock ./
-RUN python -m venv /tools && /tools/bin/pip install --no-cache-dir --require-hashes -r requirements-setup.lock \
+RUN python -m venv /tools \
+ && /tools/bin/pip install --no-cache-dir --require-hashes -r requirements-setup.lock \
  && python -m venv --without-pip /opt/nearcast \
  && VIRTUAL_ENV=/opt/nearcast /tools/bin/uv pip install --no-cache --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
@@ -15,7 +16,8 @@ COPY models models
 COPY nearcast nearcast
 COPY offers offers
 COPY server server
-RUN VIRTUAL_ENV=/opt/nearcast /tools/bin/uv pip install --no-cache --no-deps .
+RUN /tools/bin/uv build --wheel --no-build-isolation --python /tools/bin/python --out-dir /wheels . \
+ && VIRTUAL_ENV=/opt/nearcast /tools/bin/uv pip install --no-cache --no-deps /wheels/*.whl
 
 # Run: nothing but Python and that environment, as a user who owns nothing but the data directory.
 FROM python:3.12-slim

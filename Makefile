@@ -47,7 +47,7 @@ fmt: setup     ## Format and fix what can be fixed
 lock:          ## Choose versions anew and write the lock files
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --all-extras -c requirements.lock pyproject.toml -o requirements-dev.lock
-	echo uv | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate -c requirements-dev.lock - -o requirements-setup.lock
+	printf 'setuptools\nuv\n' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate -c requirements-dev.lock - -o requirements-setup.lock
 
 clean:         ## Remove everything that set-up and tests made
 	rm -rf $(VENV) .cache build *.egg-info clients/web/node_modules
