@@ -30,9 +30,10 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Run the server: HTTP API, WebSocket gateway, engine and dispatcher, or the roles in NEARCAST_ROLES."""
-    from server.app import serve as run  # imported late: the other commands start quickly without it
-
     settings = _settings()
+    # Imported late: other commands, and a complaint about a setting, need not wait for all of it.
+    from server.app import serve as run
+
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s", stream=sys.stderr
     )
