@@ -9,9 +9,12 @@ from pathlib import Path
 from fastapi import Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from channels.templates import money
+
 _PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("pages")), autoescape=True, undefined=StrictUndefined
 )
+_PAGES.filters["money"] = money
 
 
 def page(template: str, status: int = 200, headers: dict[str, str] | None = None, **values: object) -> Response:

@@ -64,7 +64,7 @@ class LinkSigner:
         """The link of a token. Raises `NotFound` if it was not made for this purpose here, `Gone` if it is over."""
         payload = self._signed(purpose, token)
         if payload is None:
-            raise NotFound("unknown_link", "this link is not valid")
+            raise NotFound("unknown_link", "it may have been cut off; open the whole link from your message again")
         decoded = msgspec.msgpack.decode(payload, type=_Payload)
         if now_ms >= decoded.expires_s * 1000:
             raise Gone("link_expired", "this link's time is over")

@@ -34,6 +34,15 @@ _WHAT: dict[ConsentScope, str] = {
     "sms": "text messages",
     "email": "e-mails",
 }
+#: What a coupon's page shows once the promotion behind it is gone.
+_BARE = {
+    "title": "Your coupon",
+    "body": "",
+    "product": "",
+    "store_name": "",
+    "price_cents": None,
+    "discount_cents": None,
+}
 _TITLES = {404: "This link is not valid", 410: "Too late", 413: "Too much"}
 
 
@@ -135,7 +144,7 @@ async def _offer_page(services: Services, decision: Decision, coupon: Coupon | N
     return page(
         "offer.html",
         # A coupon that was applied outlives its promotion; only the words are gone then.
-        offer=offer or {"title": "Your coupon", "body": "", "product": "", "store_name": ""},
+        offer=offer or _BARE,
         coupon=coupon,
         code="-".join(coupon.code[i : i + 5] for i in range(0, len(coupon.code), 5)),
         until=until.isoformat(),
