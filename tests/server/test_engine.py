@@ -227,18 +227,22 @@ async def test_a_fenced_engine_commits_nothing(redis: Redis) -> None:
     assert (await committed(redis)).customers
 
 
-async def test_a_store_that_lost_writes_is_noticed(redis: Redis) -> None:
+@pytest.mark.parametrize("left", [None, "0"])
+async def test_a_store_that_lost_writes_is_noticed(redis: Redis, left: str | None) -> None:
     """If the store comes back with older offsets, the next commit is refused, and the log replayed from there."""
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
     await engine._follow_assignment()
     records = records_of([cart("ann", NOW + n) for n in range(3)], NOW)
-    await engine.process(records[:1])
+    await engine.process(records[:2])
     offsets = keys.offsets(records[0].partition)
-    await redis.hdel(offsets, topics.CARTS)
+    if left is None:
+        await redis.hdel(offsets, topics.CARTS)
+    else:
+        await redis.hset(offsets, topics.CARTS, left)
     with pytest.raises(Fenced):
-        await engine.process(records[1:])
+        await engine.process(records[2:])
     engine._generation = None
     await engine._follow_assignment()
     await engine.process(records)
