@@ -3,7 +3,7 @@
     python -m bench.engine [--events 60000] [--customers 20000] [--stores 200] [--kafka host:port]
 
 Position fixes of shoppers in a city of stores (each with a vicinity, a store and two departments), most of them near no
-store, one in ten an entry or exit, plus cart events. The log is filled first; then one engine works it off: decode,
+store, one in ten at one, plus cart and consent events. The log is filled first; then one engine works it off: decode,
 match, fold, decide, ONNX score and atomic commit to a real Valkey (append-only file on). The floor is the same loop
 without the engine: fetch and decode only. Without `--kafka` a broker is started from Maven's jars, as in the tests.
 """

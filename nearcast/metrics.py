@@ -43,4 +43,7 @@ LAG = Gauge(
 )
 OUTBOX = Gauge("nearcast_outbox_entries", "Entries in the outboxes of owned partitions; rising means sends are stuck.")
 OWNED_PARTITIONS = Gauge("nearcast_owned_partitions", "Partitions this engine owns.")
+WORLD_BROKEN = Gauge(
+    "nearcast_world_broken", "1 while the stored world can't be used and the last good one stands in; see the log."
+)
 TASK_FAILURES = Counter("nearcast_task_failures_total", "Background tasks that failed and were restarted.", ["task"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from redis.asyncio import Redis
 
-from nearcast import keys, metrics
+from nearcast import keys, metrics, topics
 from nearcast.errors import Unavailable
 from server.log.base import LogConsumer
 from server.store import reaching_store
@@ -21,7 +21,7 @@ async def watch_backlog(consumer: LogConsumer, redis: Redis, owned: Callable[[],
     """Keep the gauges up to date, for ever."""
     while True:
         try:
-            lag: Counter[str] = Counter()
+            lag = Counter(dict.fromkeys(topics.CUSTOMER_TOPICS, 0))
             for (topic, _), records in (await consumer.lag()).items():
                 lag[topic] += records
             for topic, records in lag.items():

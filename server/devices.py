@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from channels.gateway.backend import Identity
 from channels.gateway.streams import ChannelStreams
-from nearcast import keys
+from nearcast import keys, metrics
 from nearcast.errors import Forbidden, InputError, NotFound
 from nearcast.events import Action, Cart, Consent, Id, Location
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, message_id
@@ -93,7 +93,11 @@ class DeviceBackend:
 
     async def _event(self, identity: Identity, data: bytes) -> Ids:
         own = _customer_of(identity)
-        event = prepare(data, self._desk.clock.now_ms())
+        try:
+            event = prepare(data, self._desk.clock.now_ms())
+        except InputError as error:
+            metrics.INTAKE.labels(error.reason).inc()
+            raise
         if event.customer != own:
             raise Forbidden("not_your_event", "a device may send events of its own customer only", "uid")
         if not isinstance(event, _FROM_DEVICES):

@@ -72,7 +72,10 @@ class Settings(BaseSettings):
     gateway_host: str = Field("127.0.0.1", description="Address the WebSocket gateway listens on.")
     gateway_port: int = Field(8081, ge=0, le=65535, description="Port of the WebSocket gateway.")
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="Port for /metrics alone, for processes without the api role; empty: none."
+        None,
+        ge=1,
+        le=65535,
+        description="Port for /metrics alone, for processes without the api role; asks for no key. Empty: none.",
     )
     public_url: str = Field(
         "",

@@ -23,7 +23,7 @@ from redis.typing import EncodableT, FieldT
 from channels.templates import check_words
 from geofence.displays import display_fences
 from geofence.index import FenceIndex
-from nearcast import keys
+from nearcast import keys, metrics
 from nearcast.errors import Conflict, InputError, NotFound, Unavailable
 from nearcast.ids import Sku, StoreId
 from nearcast.world import Fence, Product, Promotion, Stock, Store
@@ -257,6 +257,7 @@ class WorldStore:
         self._stored, world, problem = await asyncio.to_thread(_load, int(newest or 0), found, self._current)
         if world is None:
             self._problem = problem
+            metrics.WORLD_BROKEN.set(1)
             logger.error(
                 "keeping world version %d: the stored version %d can't be used: %s",
                 self._current.version,
@@ -269,6 +270,7 @@ class WorldStore:
     def _use(self, world: World) -> None:
         self._current = world
         self._problem = None
+        metrics.WORLD_BROKEN.set(0)
         logger.info(
             "world version %d: %d stores, %d fences, %d products, %d promotions",
             world.version,
