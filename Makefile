@@ -33,6 +33,7 @@ check: setup   ## Lint, types, import contracts; changes nothing
 	$(BIN)/lint-imports
 
 bench: setup   ## All benchmarks, one after another
+	$(BIN)/python scripts/prepare_tests.py
 	$(BIN)/python -m bench
 
 docs: setup    ## Reference pages, made from the code

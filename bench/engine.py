@@ -87,19 +87,20 @@ def traffic(events: int, customers: int, world: WorldFile, chance: random.Random
 
 
 @asynccontextmanager
-async def broker(bootstrap: str | None) -> AsyncIterator[str]:
+async def broker(bootstrap: str | None) -> AsyncIterator[KafkaOptions]:
     """The given Kafka, or one of our own."""
     if bootstrap:
-        yield bootstrap
+        yield KafkaOptions(bootstrap=bootstrap)
         return
     from tests.services.kafka import choose_broker
 
-    kind, _ = choose_broker(force_tansu=False)
+    kind, why = choose_broker(force_tansu=False)
+    print(f"starting {kind.name}{f', not Apache Kafka: {why}' if why else ''}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         kafka = kind(Path(folder))
         await kafka.start()
         try:
-            yield kafka.bootstrap
+            yield kafka.options()
         finally:
             await kafka.stop()
 
@@ -181,10 +182,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
             await valkey.start()
             try:
                 if name == "kafka":
-                    async with broker(arguments.kafka) as bootstrap:
-                        results[name] = await measure(
-                            KafkaLog(KafkaOptions(bootstrap=bootstrap), PARTITIONS), valkey.url, world, events
-                        )
+                    async with broker(arguments.kafka) as options:
+                        results[name] = await measure(KafkaLog(options, PARTITIONS), valkey.url, world, events)
                 else:
                     results[name] = await measure(StreamsLog(valkey.url, PARTITIONS), valkey.url, world, events)
             finally:

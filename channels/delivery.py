@@ -190,11 +190,14 @@ class Courier:
                     await self._pause(journey, wait_s)
         await self._receipt(journey, journey.delivery.state, journey.delivery.channel, journey.delivery.reason)
 
+    def _left(self, journey: _Journey) -> list[events.Channel]:
+        """The channels that may still bring the message, in order of preference."""
+        left = [name for name in journey.allowed if name in self._channels and name not in journey.delivery.given_up]
+        return [name for name in left if name == journey.begun] if journey.interrupted else left
+
     def _choose(self, journey: _Journey) -> tuple[events.Channel | None, float]:
         """The channel to use next, or None if none is left; and how long it is to be left alone, in seconds."""
-        left = [name for name in journey.allowed if name in self._channels and name not in journey.delivery.given_up]
-        if journey.interrupted:
-            left = [name for name in left if name == journey.begun]
+        left = self._left(journey)
         if not left:
             return None, 0.0
         waits_s = {name: self._breakers[name].wait_s for name in left}
@@ -247,7 +250,7 @@ class Courier:
             return 0.0
         handed_over_ms = self._clock.now_ms()
         try:
-            async with asyncio.timeout(self._send_timeout_s):
+            async with asyncio.timeout(self._limit_s(journey, name)):
                 await self._channels[name].send(replace(prepared.outgoing, repeated=repeated))
         except FallBack as error:
             self._breakers[name].worked()
@@ -260,7 +263,7 @@ class Courier:
             self._breakers[name].failed()
             if not isinstance(error, SendError | Unavailable | TimeoutError):
                 log.exception("channel %s broke on message %s", name, journey.message.id)
-            if attempts >= self._attempts_per_channel:
+            if self._should_move_on(journey, name, attempts):
                 return await self._give_up(journey, name, "retry", error)
             SENDS.labels(name, "retry").inc()
             why = _why(error)
@@ -272,6 +275,21 @@ class Courier:
         EVENT_TO_SEND.labels(name).observe(max(0, handed_over_ms - journey.message.at_ms) / 1000)
         self._breakers[name].worked()
         return await self._settle(journey, "sent", name, "")
+
+    def _should_move_on(self, journey: _Journey, name: events.Channel, attempts: int) -> bool:
+        """Whether to leave a channel that fails to the next one. The last one is tried until the deadline."""
+        if all(other == name for other in self._left(journey)):
+            return False
+        message = journey.message
+        half_over = self._clock.now_ms() - message.at_ms > (message.deadline_ms - message.at_ms) / 2
+        return half_over or attempts >= self._attempts_per_channel
+
+    def _limit_s(self, journey: _Journey, name: events.Channel) -> float:
+        """How long a hand-over may take; where another channel is left, it gets half of the time that remains."""
+        if all(other == name for other in self._left(journey)):
+            return self._send_timeout_s
+        left_s = (journey.message.deadline_ms - self._clock.now_ms()) / 1000
+        return min(self._send_timeout_s, max(1.0, left_s / 2))
 
     async def _give_up(self, journey: _Journey, name: events.Channel, status: str, error: Exception) -> float:
         SENDS.labels(name, status).inc()

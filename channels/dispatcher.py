@@ -81,7 +81,7 @@ class DispatcherSettings:
     #: With as many of them nothing more is taken.
     max_waiting: int = 10_000
     read_wait_ms: int = 500
-    #: Passing faults of one channel before the next one gets the message.
+    #: Passing faults of one channel before the next one, if there is one, gets the message.
     attempts_per_channel: int = 4
     backoff_s: float = 0.25
     backoff_cap_s: float = 5.0

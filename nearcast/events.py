@@ -34,6 +34,8 @@ MAX_BATCH_EVENTS = 1_000
 MAX_EVENT_BYTES = 64 * 1024
 #: How far ahead of its arrival in the log an event's own time may be (device clocks run fast).
 MAX_AHEAD_MS = 60_000
+#: Nothing is older: a smaller `ts` is a mistake of units.
+YEAR_2000_MS = 946_684_800_000
 #: How many lines one purchase may carry.
 MAX_LINES = 1_000
 
@@ -275,6 +277,7 @@ def decode(topic: str, value: bytes, *, position: str, arrived_ms: int) -> AnyEv
         event = _DECODE[topic](value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError("malformed_event", str(error), topic) from None
+    check_time(event.ts)
     if event.ts == 0:
         event.ts = arrived_ms
     elif event.ts > arrived_ms + MAX_AHEAD_MS:
@@ -295,6 +298,14 @@ def decode_intake(value: bytes | msgspec.Raw) -> IntakeEvent:
         return _INTAKE.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError("malformed_event", str(error)) from None
+
+
+def check_time(ts: int) -> None:
+    """Refuse a time that was given in seconds. Raises `InputError`; 0 stands for "not given"."""
+    if 0 < ts < YEAR_2000_MS:
+        raise InputError(
+            "malformed_event", f"`ts` is in milliseconds since 1970; {ts} would be before the year 2000", "ts"
+        )
 
 
 def split_batch(body: bytes) -> Sequence[msgspec.Raw]:

@@ -10,9 +10,10 @@ import logging
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 from nearcast import metrics
-from nearcast.errors import Unavailable
+from nearcast.errors import NearcastError, Unavailable
 from server.core import Core, open_core
 from server.roles import Root, make_desk, make_dispatcher, make_engine, open_api, open_gateway, open_metrics
 from server.settings import Settings
@@ -30,9 +31,9 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda _: Non
     async with AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings))
         desk = make_desk(core)
-        roots = [Root("world", core.world.run())]
+        roots = [Root("world", core.world.run)]
         if core.valkey is not None:
-            roots.append(Root("embedded Valkey", _watch(core.valkey)))
+            roots.append(Root("embedded Valkey", partial(_watch, core.valkey)))
         if "engine" in settings.roles:
             roots += await make_engine(core, stack)
         if "dispatcher" in settings.roles:
@@ -59,7 +60,11 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda _: Non
 async def _rooted(root: Root, stop: asyncio.Event) -> None:
     """A root runs until it is told to end; anything else is the end of the process, with the reason logged."""
     try:
-        await root.work
+        await root.work()
+    except NearcastError as error:
+        metrics.TASK_FAILURES.labels(root.name).inc()
+        logger.error("%s failed; the process stops: %s", root.name, error)  # noqa: TRY400 its words say it all
+        raise
     except Exception:
         metrics.TASK_FAILURES.labels(root.name).inc()
         logger.exception("%s failed; the process stops", root.name)

@@ -62,6 +62,14 @@ def _kept(data_dir: Path) -> Secrets:
         coupon=secrets.token_urlsafe(32),
         link=secrets.token_urlsafe(32),
     )
+    try:
+        _write(data_dir, path, made)
+    except OSError as error:
+        raise ConfigurationError(f"NEARCAST_DATA_DIR: {data_dir} can't be used: {error}") from None
+    return made
+
+
+def _write(data_dir: Path, path: Path, made: Secrets) -> None:
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Written beside and renamed, so that a crash leaves no half file; created 0600, never widened afterwards.
     beside = path.with_suffix(".new")
@@ -71,4 +79,3 @@ def _kept(data_dir: Path) -> Secrets:
         file.flush()
         os.fsync(file.fileno())
     beside.rename(path)
-    return made

@@ -86,8 +86,9 @@ class Desk:
         """Put events from outside into the log. Withdrawn consent holds at once, as if withdrawn by `consent`."""
         for event in events:
             if isinstance(event, Consent) and not event.granted:
-                # By our clock: the sender's may be off either way.
-                await self._opt_outs.withdraw(event.customer, event.scope, self.clock.now_ms())
+                # By our clock, in the note and in the log: the sender's may be off either way.
+                event.ts = self.clock.now_ms()
+                await self._opt_outs.withdraw(event.customer, event.scope, event.ts)
         ids = await self._intake.append(events)
         metrics.INTAKE.labels("accepted").inc(len(ids))
         return ids

@@ -10,7 +10,16 @@ import msgspec
 
 from nearcast.clock import Clock
 from nearcast.errors import InputError
-from nearcast.events import MAX_AHEAD_MS, MAX_EVENT_BYTES, TOPIC_OF, Event, IntakeEvent, decode_intake, encode
+from nearcast.events import (
+    MAX_AHEAD_MS,
+    MAX_EVENT_BYTES,
+    TOPIC_OF,
+    Event,
+    IntakeEvent,
+    check_time,
+    decode_intake,
+    encode,
+)
 from nearcast.ids import EventId
 from server.log.base import Entry, EventLog
 
@@ -21,6 +30,7 @@ def prepare(value: bytes | msgspec.Raw, now_ms: int) -> IntakeEvent:
     if size > MAX_EVENT_BYTES:
         raise InputError("event_too_large", f"an event may have {MAX_EVENT_BYTES} bytes, this one has {size}")
     event = decode_intake(value)
+    check_time(event.ts)
     if event.ts > now_ms + MAX_AHEAD_MS:
         raise InputError(
             "event_from_the_future", f"`ts` is {event.ts - now_ms} ms ahead; {MAX_AHEAD_MS} are allowed", "$.ts"

@@ -53,7 +53,7 @@ class Root:
     """A long-running part. `halt` asks it to end in order; without it, it is cancelled."""
 
     name: str
-    work: Coroutine[None, None, None]
+    work: Callable[[], Coroutine[None, None, None]]
     halt: Callable[[], Awaitable[None]] | None = None
 
 
@@ -103,10 +103,10 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
     timers = TimerPump(core.state, core.intake, lambda: engine.partitions, core.clock)
     feed = CatalogueFeed(feed_consumer, core.world, core.redis)
     return [
-        Root("engine", engine.run()),
-        Root("timers", timers.run()),
-        Root("catalogue feed", feed.run()),
-        Root("backlog", watch_backlog(consumer, core.redis, lambda: engine.partitions)),
+        Root("engine", engine.run),
+        Root("timers", timers.run),
+        Root("catalogue feed", feed.run),
+        Root("backlog", lambda: watch_backlog(consumer, core.redis, lambda: engine.partitions)),
     ]
 
 
@@ -132,7 +132,7 @@ def make_dispatcher(core: Core, stack: AsyncExitStack) -> Root:
     outbox = ValkeyOutbox(redis, range(core.settings.partitions), core.node)
     stack.push_async_callback(outbox.close)
     dispatcher = Dispatcher(outbox, desk, channels, core.clock)
-    return Root("dispatcher", dispatcher.run(), dispatcher.stop)
+    return Root("dispatcher", dispatcher.run, dispatcher.stop)
 
 
 def _channels(core: Core) -> list[Channel]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -16,6 +17,16 @@ import jwt
 _STOP_S = 15.0
 _TOKEN_S = 12 * 3_600
 _TAIL_LINES = 15
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    """A demo that is killed must not leave a server behind: the kernel kills it as well (Linux)."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:
@@ -66,6 +77,7 @@ class Child:
                 env=self._environment(), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 # Ctrl-C is for the driver, which then stops the child in order.
                 start_new_session=True,
+                preexec_fn=_die_with_parent,
             )  # fmt: skip
         self._started.set()
 

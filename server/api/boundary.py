@@ -1,14 +1,17 @@
 """The outermost layer: body limits, security headers, the access log, and the last resort for errors.
 
-A body over its limit is refused before more of it is read, with or without a Content-Length. The access log has method,
+A body over its limit is refused, with or without a Content-Length; a little more of it is read and dropped first, since
+closing a connection with bytes unread resets it, and the caller would never see the answer. The access log has method,
 route template, status and duration; never a path, a query, a key or a body, since those carry tokens and personal data.
 An unexpected exception becomes a plain 500; the log gets its type and stack without its message, for the same reason.
 """
 
+import asyncio
 import logging
 import traceback
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +21,8 @@ from nearcast.errors import TooLarge
 from server.api.problems import instance_of, of_input_error, problem
 
 _LOG = logging.getLogger("nearcast.server.api")
+_DISCARD_BYTES = 2 * 1024 * 1024
+_DISCARD_S = 1.0
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -46,6 +51,8 @@ class Boundary:
         limit = self._limits.get(scope["path"], self._limit)
         try:
             if _declared_length(scope) > limit:
+                if "expect" not in Headers(scope=scope):
+                    await _discard(receive)
                 await of_input_error(scope, _too_large(limit))(scope, receive, answer.send)
             else:
                 await self._app(scope, _limited(receive, limit), answer.send)
@@ -85,10 +92,24 @@ def _limited(receive: Receive, limit: int) -> Receive:
         if message["type"] == "http.request":
             read += len(message.get("body", b""))
             if read > limit:
+                if message.get("more_body", False):
+                    await _discard(receive)
                 raise _too_large(limit)
         return message
 
     return receive_limited
+
+
+async def _discard(receive: Receive) -> None:
+    """Read the rest of a body that nobody wants: as much as comes in a moment, and no more than is harmless."""
+    dropped = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while dropped < _DISCARD_BYTES:
+                message = await receive()
+                dropped += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def _declared_length(scope: Scope) -> int:

@@ -79,6 +79,26 @@ async def test_attempts_per_channel_are_bounded() -> None:
     assert outcomes[-1] == ("sent", "email", "")
 
 
+async def test_the_last_channel_is_tried_until_the_deadline() -> None:
+    """With no other channel to go to, a passing fault is waited out, however often it comes; too late is the end."""
+    sms = StubChannel("sms", [RETRY] * (3 * QUICK.attempts_per_channel))
+    outcomes = await _deliver(MemoryOutbox(a_message()), MemoryDesk("sms"), sms)
+    assert len(sms.calls) == 3 * QUICK.attempts_per_channel + 1
+    assert outcomes[-1] == ("sent", "sms", "")
+    dead = StubChannel("sms", [RETRY] * 1_000)
+    outcomes = await _deliver(MemoryOutbox(a_message(deadline_in_s=0.5)), MemoryDesk("sms"), dead)
+    assert outcomes[-1] == ("suppressed", None, "too_late")
+
+
+async def test_a_hanging_channel_leaves_time_for_the_next() -> None:
+    """One that hangs gets half of the time to the deadline at most, whatever its own time-out."""
+    sms, email = StubChannel("sms", ["hang"] * 9), StubChannel("email")
+    outbox, desk = MemoryOutbox(a_message(deadline_in_s=4.0)), MemoryDesk("sms", "email")
+    async with running(outbox, desk, sms, email, settings=DispatcherSettings(backoff_s=0.01, send_timeout_s=30.0)):
+        await until(lambda: len(outbox.finished) == 1)
+    assert desk.outcomes()[-1] == ("sent", "email", "")
+
+
 async def test_no_channel_left_is_unreachable() -> None:
     """All channels fell back, or none is allowed: suppressed, with its reason."""
     push, sms = StubChannel("websocket", [FALL_BACK]), StubChannel("sms", [FALL_BACK])

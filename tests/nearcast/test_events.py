@@ -62,6 +62,7 @@ def test_longitude_names(name: str) -> None:
         ({"uid": None, "anonymous_id": "x" * 121}, "anonymous_id"),
         ({"ts": -1}, "ts"),
         ({"ts": 1.5}, "ts"),
+        ({"ts": 1_750_000_000}, "milliseconds"),
         ({"ts": "2025-01-01"}, "ts"),
         ({"type": "cart"}, "type"),
         ({"source": "guess"}, "source"),

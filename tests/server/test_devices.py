@@ -104,7 +104,7 @@ async def test_events_that_are_not_believed(
 async def test_a_withdrawal_from_the_phone_holds_at_once(backend: DeviceBackend, redis: Redis) -> None:
     """Consent withdrawn on the phone is noted beside the state before the answer, by our clock, and is in the log."""
     before_ms = SystemClock().now_ms()
-    await backend.rpc(ANN, "event", b'{"type":"consent","uid":"ann","scope":"all","granted":false,"ts":5}')
+    await backend.rpc(ANN, "event", b'{"type":"consent","uid":"ann","scope":"all","granted":false,"ts":1700000000000}')
     (event,) = await logged(redis, topics.ACTIONS)
     assert isinstance(event, Consent)
     (key,) = await redis.keys("*opt-outs")

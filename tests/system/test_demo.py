@@ -46,6 +46,29 @@ async def test_headless_run() -> None:
     assert counted["errors"] == 0, counted["errors_by_kind"]
 
 
+async def test_a_killed_demo_leaves_nothing_and_continues(tmp_path: Path) -> None:
+    """SIGKILL of the demo itself takes the server along; started again on the same data, it goes on."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NEARCAST_")}
+    command = [sys.executable, "-m", "clients.demo", "--headless", "--data-dir", str(tmp_path / "data"), "--seconds"]
+    where = {"cwd": Path(__file__).parents[2], "env": environment}
+    first = await asyncio.create_subprocess_exec(*command, "60", **where, stdout=asyncio.subprocess.PIPE)
+    assert first.stdout is not None
+    async with asyncio.timeout(60):
+        while b"pushes" not in await first.stdout.readline():
+            pass
+    first.kill()
+    await first.wait()
+    second = await asyncio.create_subprocess_exec(
+        *command, "8", **where, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(90):
+        out, err = await second.communicate()
+    assert second.returncode == 0, out.decode() + err.decode()
+    counted = json.loads(out.decode().splitlines()[-1])
+    assert counted["errors"] == 0
+    assert counted["pushes"]["websocket"]["delivered"] > 0
+
+
 @contextlib.asynccontextmanager
 async def page_of(url: str, troubles: list[str]) -> AsyncIterator[Page]:
     """The page in headless Chromium; whatever its console calls an error ends up in `troubles`."""

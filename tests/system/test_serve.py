@@ -186,6 +186,16 @@ async def test_bodies_too_large(tmp_path: Path) -> None:
         assert resident_kb() - before < 40_000
 
 
+async def test_a_refused_body_is_answered(tmp_path: Path) -> None:
+    """Also on a connection in use, the caller of a body that is a little too large gets the 413, not a reset."""
+    async with Server(tmp_path) as server, httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+        key = {"Authorization": f"Bearer {KEYS['intake']}"}
+        for _ in range(20):
+            for _ in range(3):
+                assert (await http.post("/v1/events", content=b"{}", headers=key)).status_code == 400
+            assert (await http.post("/v1/events", content=b"x" * 300_000, headers=key)).status_code == 413
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -196,6 +206,7 @@ async def test_bodies_too_large(tmp_path: Path) -> None:
         ({"sms_account": "AC1"}, "NEARCAST_SMS_AUTH_TOKEN"),
         ({"model_dir": "/nowhere"}, "/nowhere"),
         ({"world_files": '["/nowhere.yaml"]'}, "/nowhere.yaml"),
+        ({"data_dir": "/proc/nowhere"}, "/proc/nowhere"),
         ({"redis_url": "redis://127.0.0.1:1/0"}, "store can't be reached"),
         ({"kafka": "127.0.0.1:1"}, "Kafka can't be reached"),
         ({"api_host": "203.0.113.1"}, "NEARCAST_API_HOST"),
