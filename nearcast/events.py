@@ -19,10 +19,8 @@ from nearcast.errors import InputError
 from nearcast.ids import (
     ANONYMOUS_PREFIX,
     CustomerId,
-    DecisionId,
     EventId,
     FenceId,
-    MessageId,
     Sku,
     StoreId,
     customer_id,
@@ -208,10 +206,6 @@ class Receipt(Event, kw_only=True, tag="receipt"):
     channel: Channel | None = None
     reason: Text = ""
 
-    @property
-    def decision_id(self) -> DecisionId:
-        return DecisionId(self.decision)
-
 
 class Timer(Event, kw_only=True, tag="timer"):
     """A timer that came due; valid only if the customer still waits for exactly this one."""
@@ -334,7 +328,3 @@ def sku_of(event: Cart | Action) -> Sku | None:
 
 def fence_of(event: Action) -> FenceId | None:
     return FenceId(event.fence) if event.fence is not None else None
-
-
-def message_of(event: Receipt) -> MessageId:
-    return MessageId(event.message)
