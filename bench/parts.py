@@ -1,0 +1,109 @@
+"""What single steps of the engine cost, one processor, no I/O: matching, tracking, features, scoring.
+
+    python -m bench.parts [--stores 500]
+
+The peer of matching is shapely's STRtree over the same fences as 64-sided polygons, in the same run.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import shapely
+
+from bench.engine import DEGREES, LAT, LNG, city
+from geofence.index import FenceIndex
+from geofence.tracker import track
+from models import features
+from models.scorer import Scorer
+from nearcast.customer import Customer, Presence, SegmentHistory
+from nearcast.events import Location
+from nearcast.ids import CustomerId
+from nearcast.world import Circle
+
+BATCH = 2_000
+_METRE = 1 / 111_195
+
+
+def best_us(call: Callable[[], object], per: int, repeats: int = 7) -> float:
+    """The quickest of several runs, in microseconds per item: the others were disturbed."""
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - started)
+    return min(taken) / per * 1e6
+
+
+def tracking(index: FenceIndex, lat: float, lng: float) -> dict[str, float]:
+    """A fix nowhere, one that enters three nested circles, and one that stays in them."""
+    lats, lngs = np.array([lat, 0.0]), np.array([lng, 0.0])
+    inside, nowhere = ([index.fences[ordinal] for ordinal in hits] for hits in index.match(lats, lngs))
+
+    def fix(ts: int) -> Location:
+        return Location(id="e", uid="c", ts=ts, lat=lat, lng=lng, accuracy_m=5.0)
+
+    def enter() -> None:
+        for _ in range(500):
+            track(Presence(), fix(1), inside, index)
+
+    def stay() -> None:
+        presence = Presence()
+        track(presence, fix(1), inside, index)
+        for ts in range(2, 502):
+            track(presence, fix(ts), inside, index)
+
+    def wander() -> None:
+        presence = Presence()
+        for ts in range(1, 501):
+            track(presence, fix(ts), nowhere, index)
+
+    return {f"enters {len(inside)}": best_us(enter, 500), "stays": best_us(stay, 500), "nowhere": best_us(wander, 500)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stores", type=int, default=500)
+    stores = parser.parse_args().stores
+    chance = random.Random(7)
+    world = city(stores, chance)
+    rows: dict[str, float] = {}
+    rows["index build, a fence"] = best_us(lambda: FenceIndex.build(world.fences), len(world.fences), repeats=1)
+    index = FenceIndex.build(world.fences)
+    rows["index rebuild with the previous one, a fence"] = best_us(
+        lambda: FenceIndex.build(world.fences, index), len(world.fences), repeats=1
+    )
+    generator = np.random.default_rng(7)
+    lats = LAT + generator.uniform(-DEGREES, DEGREES, BATCH)
+    lngs = LNG + generator.uniform(-DEGREES, DEGREES, BATCH)
+    rows["match, a fix"] = best_us(lambda: index.match(lats, lngs), BATCH)
+    discs = [fence.geometry for fence in world.fences if isinstance(fence.geometry, Circle)]
+    centres = shapely.points([disc.center for disc in discs])
+    tree = shapely.STRtree(shapely.buffer(centres, [disc.radius_m * _METRE for disc in discs], quad_segs=16))
+    rows["shapely STRtree, a fix"] = best_us(lambda: tree.query(shapely.points(lngs, lats), "intersects"), BATCH)
+    store = world.stores[0]
+    rows |= {f"track: {case}": cost for case, cost in tracking(index, store.lat, store.lng).items()}
+    customer = Customer(id=CustomerId("c"))
+    customer.history.segments = {f"segment {n}": SegmentHistory(baskets=n, last_ms=n) for n in range(1, 40)}
+    promotion = world.promotions[0]
+    rows["feature row, 39 segments"] = best_us(
+        lambda: [features.row(customer, promotion, "segment 3", 10**12) for _ in range(500)], 500
+    )
+    scorer = Scorer.load(Path(str(resources.files("models").joinpath("artifacts", "redeem"))))
+    row = features.row(customer, promotion, "segment 3", 10**12)
+    rows["score, one row"] = best_us(lambda: scorer.score([row]), 1, repeats=200)
+    rows["score, a row of 1,000"] = best_us(lambda: scorer.score([row] * 1_000), 1_000)
+    print(f"{'step':<48}{'microseconds':>14}")
+    for name, cost in rows.items():
+        print(f"{name:<48}{cost:>14.2f}")
+    rounded = {name: round(cost, 3) for name, cost in rows.items()}
+    print(json.dumps({"bench": "parts", "fences": len(world.fences), "microseconds": rounded}))
+
+
+if __name__ == "__main__":
+    main()
