@@ -16,8 +16,6 @@ _TYPES = {
     "date": "a date",
     "datetime": "a date and time",
 }
-#: What YAML makes of text that looks like something else.
-_SCALARS = ("int", "float", "bool", "date", "datetime")
 _BOUNDS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 
 

@@ -98,46 +98,41 @@ def train(out: Path, seed: int) -> None:
 
 @main.group()
 def world() -> None:
-    """World files: stores, fences, products, promotions and stock as YAML or JSON."""
+    """World files: stores, fences, products, promotions and stock as YAML or JSON; fences also as .geojson."""
 
 
 @world.command("check")
 @click.argument("files", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
 def check_world(files: tuple[Path, ...]) -> None:
     """Check FILES, together, as the server would; names file, line and field of what is wrong."""
-    from offers.loading import load_world
-    from offers.worldfile import WorldFile, check_references
+    from offers.worldfile import check_references
     from server.world import build, template_faults
+    from server.world_files import read_worlds
 
-    worlds = []
-    problems = []
-    for file in files:
-        try:
-            worlds.append(load_world(file.read_text(encoding="utf-8"), str(file)))
-        except InputError as error:
-            problems.append(str(error))
-    merged = WorldFile(
-        stores=[item for each in worlds for item in each.stores],
-        fences=[item for each in worlds for item in each.fences],
-        products=[item for each in worlds for item in each.products],
-        promotions=[item for each in worlds for item in each.promotions],
-        stock=[item for each in worlds for item in each.stock],
-    )
-    if not problems:
-        problems += check_references(merged)
-        problems += template_faults(merged)
-        try:
-            build(0, merged)
-        except InputError as error:
-            problems.append(str(error))
+    merged = _guarded(lambda: read_worlds(files))
+    problems = [*check_references(merged), *template_faults(merged)]
+    try:
+        build(0, merged)
+    except InputError as error:
+        problems.append(str(error))
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
-        sys.exit(1)
+        sys.exit(2)
     click.echo(
         f"fine: {len(merged.stores)} stores, {len(merged.fences)} fences, {len(merged.products)} products, "
         f"{len(merged.promotions)} promotions, {len(merged.stock)} stock entries"
     )
+
+
+@world.command("geojson")
+@click.argument("files", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
+def print_geojson(files: tuple[Path, ...]) -> None:
+    """Print the fences of FILES as GeoJSON, for a look at them in a map tool; `check` and the server read it back."""
+    from geofence.geojson import fences_to_geojson
+    from server.world_files import read_worlds
+
+    click.echo(fences_to_geojson(_guarded(lambda: read_worlds(files)).fences))
 
 
 @main.command()

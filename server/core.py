@@ -5,7 +5,6 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from redis.asyncio import Redis
 
@@ -14,7 +13,6 @@ from nearcast import keys
 from nearcast.clock import Clock, SystemClock
 from nearcast.errors import ConfigurationError
 from nearcast.world import Cap
-from offers.loading import load_world
 from offers.policy import Policy, QuietHours
 from server.api.links import LinkSigner
 from server.consents import OptOuts
@@ -29,6 +27,7 @@ from server.state import StateStore
 from server.store import client_of, reaching_store, text
 from server.valkey import EmbeddedValkey
 from server.world import WorldStore
+from server.world_files import read_worlds
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,8 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         node = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}" if settings.redis_url else "embedded"
         world = WorldStore(redis)
         await world.refresh()
-        for file in settings.world_files:
-            await world.put(load_world(_read(file), str(file)))
+        if settings.world_files:
+            await world.put(read_worlds(settings.world_files))
         quiet = parse_quiet_hours(settings.quiet_hours)
         yield Core(
             settings=settings,
@@ -124,13 +123,6 @@ async def _settle_on_log(redis: Redis, settings: Settings) -> None:
         raise ConfigurationError(
             f"NEARCAST_KAFKA: this store has worked with {settled} as its event log; its offsets mean nothing on {kind}"
         )
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"NEARCAST_WORLD_FILES: {file} can't be read: {error}") from None
 
 
 def _log(settings: Settings, redis_url: str) -> EventLog:

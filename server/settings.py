@@ -95,7 +95,9 @@ class Settings(BaseSettings):
     link_secret: SecretStr | None = Field(None, description="Signs the links in SMS and e-mail, 32 bytes or more.")
 
     model_dir: Path | None = Field(None, description="Folder of the propensity model; empty: the one that is shipped.")
-    world_files: list[Path] = Field([], description="World files (YAML or JSON) to load at start, in this order.")
+    world_files: list[Path] = Field(
+        [], description="World files (YAML or JSON; fences also as .geojson) to load at start, as one world."
+    )
     batch_events: int = Field(
         1_000, ge=1, le=10_000, description="Most events in one engine batch; bounds how long heartbeats must wait."
     )
