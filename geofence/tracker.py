@@ -15,6 +15,8 @@ that is not newer than the last one is stale: it changes nothing. The rules:
   wrongly seen leaving about once in three days. So its confidence is 1.
 * Whoever is in a fence is in its parents: entering a department enters the store with it, a fix in the department
   counts as one in the store, and the store is left only when no fence in it is occupied.
+* What needs no fix to happen is done by a timer (`next_due_ms`, `on_timer`): the end of a silent stay, and a **dwell**
+  of someone who is inside and whose phone lies still, only as probable as `UNSEEN_DWELL_CONFIDENCE`.
 * A fence that is no longer in the index is left at the next fix, with confidence 0: nobody moved.
 
 Between the edge and the exit distance, and when a fix is too poor to tell, nothing changes.
@@ -41,6 +43,8 @@ GPS_FLOOR_M = 3.0
 SILENCE_MS = 15 * 60_000
 #: Whether they left, or sat where no fix got through, is anyone's guess. By default offers don't act on that little.
 SILENT_EXIT_CONFIDENCE = 0.4
+#: A dwell without a fix: all that is known is that the customer came in, and was not seen leaving.
+UNSEEN_DWELL_CONFIDENCE = 0.5
 
 _ORDER = {"exit": 0, "enter": 1, "dwell": 2}
 
@@ -92,6 +96,30 @@ def track(presence: Presence, fix: Location, inside: Sequence[Fence], index: Fen
         presence.inside[fence_id] = Stay(entered_ms=fix.ts, last_inside_ms=fix.ts)
         confidence = chances.supported(fence_id, evidence)
         transitions.append(Transition("enter", index.by_id[fence_id], fix.ts, confidence))
+    return sorted(transitions, key=lambda transition: _place_in_order(transition, index))
+
+
+def next_due_ms(presence: Presence, index: FenceIndex) -> int:
+    """When something will happen to the stays if no further fix comes; 0 if nothing will."""
+    dues = []
+    for fence_id, stay in presence.inside.items():
+        dues.append(stay.last_inside_ms + SILENCE_MS + 1)
+        if not stay.dwelled and fence_id in index.by_id:
+            dues.append(stay.entered_ms + round(index.by_id[fence_id].dwell_s * 1000))
+    return min(dues, default=0)
+
+
+def on_timer(presence: Presence, now_ms: int, index: FenceIndex) -> list[Transition]:
+    """What happens at `now_ms` without a fix: silent stays end, and who is inside for long enough dwells.
+
+    In the order of `track`. Does not look at `presence.last_ms`: a timer is no evidence of where anyone is.
+    """
+    transitions = _end_silent_stays(presence, now_ms, index)
+    for fence_id, stay in presence.inside.items():
+        fence = index.by_id.get(fence_id)
+        if fence is not None and not stay.dwelled and now_ms - stay.entered_ms >= fence.dwell_s * 1000:
+            stay.dwelled = True
+            transitions.append(Transition("dwell", fence, now_ms, UNSEEN_DWELL_CONFIDENCE))
     return sorted(transitions, key=lambda transition: _place_in_order(transition, index))
 
 

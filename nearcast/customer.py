@@ -1,8 +1,8 @@
 """What is known of one customer: the value that the engine folds events into.
 
-Two records per customer, so that a plain position fix rewrites tens of bytes and not the whole profile:
-`Customer` (cold: profile, cart, history, messages) and `Presence` (hot: where they are). Both carry a schema version.
-All times are event time in milliseconds since the Unix epoch.
+Two records per customer, so that a plain position fix reads and rewrites tens of bytes and not the whole profile:
+`Customer` (cold: profile, cart, history, messages) and `Presence` (hot: where they are). `server.records` says how they
+are stored, and in which version. All times are event time in milliseconds since the Unix epoch.
 """
 
 import math
@@ -12,12 +12,13 @@ import msgspec
 from nearcast.events import Channel, DeliveryStatus
 from nearcast.ids import CustomerId, DecisionId, FenceId, MessageId, PromotionId, Sku
 
-SCHEMA_VERSION = 1
 #: Halving time of the "recent" counters: four weeks, one shopping month.
 HALF_LIFE_MS = 28 * 86_400_000
 #: How many event ids a customer remembers to recognise duplicates, and how many messages for caps.
 SEEN_EVENTS = 64
 KEPT_MESSAGES = 200
+#: Sign-ins are remembered apart from other events, so that the context of a visitor can't be taken over twice.
+KEPT_STITCHES = 32
 KEPT_VIEWS = 16
 #: How many things a cart or a wishlist can hold; the oldest go first.
 KEPT_THINGS = 200
@@ -75,6 +76,10 @@ class History(msgspec.Struct):
     segments: dict[str, SegmentHistory] = {}
 
 
+#: With these statuses a message reached nobody, and counts for no cap.
+UNSEEN: frozenset[DeliveryStatus | None] = frozenset({"failed", "expired", "suppressed"})
+
+
 class SentMessage(msgspec.Struct, array_like=True):
     """A message decided for this customer, for caps and for the record of what came of it."""
 
@@ -84,13 +89,14 @@ class SentMessage(msgspec.Struct, array_like=True):
     at_ms: int
     status: DeliveryStatus | None = None
     channel: Channel | None = None
+    #: When it stops being relevant; 0 for messages from before this was kept.
+    deadline_ms: int = 0
 
 
 class Customer(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The cold record. A customer who has never been heard of is `Customer(id=...)`."""
 
     id: CustomerId
-    v: int = SCHEMA_VERSION
     name: str = ""
     email: str = ""
     phone: str = ""
@@ -102,6 +108,8 @@ class Customer(msgspec.Struct, kw_only=True, omit_defaults=True):
     consents: dict[str, tuple[bool, int]] = {}
     cart: dict[Sku, CartItem] = {}
     cart_changed_ms: int = 0
+    #: When the cart was last emptied as a whole: what was put in before that is gone, even if it is heard of later.
+    cart_cleared_ms: int = 0
     cart_abandoned: bool = False
     wishlist: dict[Sku, int] = {}
     viewed: dict[Sku, int] = {}
@@ -113,6 +121,8 @@ class Customer(msgspec.Struct, kw_only=True, omit_defaults=True):
     timers: dict[str, int] = {}
     #: 64-bit hashes of the last event ids, oldest first.
     seen: list[int] = []
+    #: The same of sign-ins whose context was taken over.
+    stitched: list[int] = []
 
     def consented(self, scope: str) -> bool:
         """True if consent for `scope` was given and neither it nor "all" has been withdrawn since."""
@@ -138,9 +148,15 @@ class Stay(msgspec.Struct, array_like=True):
 
 
 class Presence(msgspec.Struct, array_like=True):
-    """The hot record: where the customer is. Holds no coordinates, only the fences they are in."""
+    """The hot record: where the customer is. Holds no coordinates, only the fences they are in.
 
-    v: int = SCHEMA_VERSION
+    It repeats from the cold record what a fix has to ask first, so that a fix needs no other record.
+    """
+
     #: Time of the newest fix; an older one is stale and changes nothing.
     last_ms: int = 0
     inside: dict[FenceId, Stay] = {}
+    #: `Customer.location_allowed` as of the last change of a consent.
+    allowed: bool = True
+    #: When the timer for what happens to stays without a further fix is due; 0 if none is set.
+    timer_ms: int = 0

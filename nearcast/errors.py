@@ -11,6 +11,8 @@ NearcastError
 │   └── TooManyRequests     429
 ├── ConfigurationError      start-up stops, naming the setting
 ├── Unavailable             a dependency is away: retry with backoff, HTTP 503
+├── UnreadableState         a customer's record can't be decoded: it is left alone, and their events become dead letters
+├── DeadLettersFull         the engine stops before it would have to throw records away
 ├── Fenced                  another worker owns the partition: drop the batch and everything cached for it
 └── SendError               a channel could not deliver
     ├── RetrySend           the same channel, later
@@ -91,6 +93,14 @@ class ConfigurationError(NearcastError):
 
 class Unavailable(NearcastError):
     """A dependency (log, store, provider) can't be reached just now."""
+
+
+class UnreadableState(NearcastError):
+    """A customer's record is damaged, or newer than this release. It must not be overwritten."""
+
+
+class DeadLettersFull(NearcastError):
+    """A partition holds as many dead letters as it may. Nothing of this batch was committed, so nothing is lost."""
 
 
 class Fenced(NearcastError):

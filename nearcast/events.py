@@ -47,7 +47,9 @@ Cents = Annotated[int, msgspec.Meta(ge=0, le=10_000_000_000)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=9_999_999_999_999)]
 Channel = Literal["websocket", "sms", "email"]
 ConsentScope = Literal["all", "location", "websocket", "sms", "email"]
-DeliveryStatus = Literal["sent", "delivered", "opened", "applied", "redeemed", "failed", "suppressed", "recalled"]
+DeliveryStatus = Literal[
+    "sent", "delivered", "opened", "applied", "redeemed", "failed", "suppressed", "recalled", "expired"
+]
 
 
 class Event(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
@@ -74,41 +76,43 @@ class Event(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
         return EventId(self.id)
 
     def __post_init__(self) -> None:
-        if self.uid is None and self.anonymous_id is None:
-            raise ValueError("an event needs `uid` or `anonymous_id`")
-        if self.uid is not None and self.uid.startswith(ANONYMOUS_PREFIX):
-            raise ValueError(f"a `uid` can't start with {ANONYMOUS_PREFIX!r}: that marks anonymous visitors")
+        check_identity(self)
+
+
+def check_identity(event: Event) -> None:
+    """Every event is about somebody."""
+    if event.uid is None and event.anonymous_id is None:
+        raise ValueError("an event needs `uid` or `anonymous_id`")
+    if event.uid is not None and event.uid.startswith(ANONYMOUS_PREFIX):
+        raise ValueError(f"a `uid` can't start with {ANONYMOUS_PREFIX!r}: that marks anonymous visitors")
 
 
 class Location(Event, kw_only=True, tag="location"):
     """A position fix. `accuracy_m` is the radius of 68 % confidence in metres, as devices report it."""
 
-    lat: float
-    lng: float = math.nan
-    long: float | None = None
-    lon: float | None = None
-    accuracy_m: float = math.nan
-    accuracy: float | None = None
+    lat: Annotated[float, msgspec.Meta(ge=-90, le=90)]
+    lng: Annotated[float, msgspec.Meta(ge=-180, le=180)] = math.nan
+    long: Annotated[float, msgspec.Meta(ge=-180, le=180)] | None = None
+    lon: Annotated[float, msgspec.Meta(ge=-180, le=180)] | None = None
+    accuracy_m: Annotated[float, msgspec.Meta(ge=0, le=100_000)] = math.nan
+    accuracy: Annotated[float, msgspec.Meta(ge=0, le=100_000)] | None = None
     source: Literal["gps", "wifi", "beacon", "qr"] = "gps"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        longitudes = [value for value in (self.long, self.lon) if value is not None]
-        if not math.isnan(self.lng):
-            longitudes.append(self.lng)
-        if len(longitudes) != 1:
-            raise ValueError("a location needs exactly one of `lng`, `long` and `lon`")
-        self.lng, self.long, self.lon = longitudes[0], None, None
-        if math.isnan(self.accuracy_m):
+        # Nearly all events are fixes, and nearly all of those are spelled in this way.
+        if self.uid is None or self.uid[:5] == ANONYMOUS_PREFIX:
+            check_identity(self)
+        if self.long is not None or self.lon is not None or self.lng != self.lng:
+            longitudes = [value for value in (self.long, self.lon) if value is not None]
+            if not math.isnan(self.lng):
+                longitudes.append(self.lng)
+            if len(longitudes) != 1:
+                raise ValueError("a location needs exactly one of `lng`, `long` and `lon`")
+            self.lng, self.long, self.lon = longitudes[0], None, None
+        if self.accuracy_m != self.accuracy_m:
             # A feed that doesn't say is treated as ordinary street GPS.
             self.accuracy_m = 25.0 if self.accuracy is None else self.accuracy
         self.accuracy = None
-        if not -90 <= self.lat <= 90:
-            raise ValueError(f"`lat` must be within -90..90 degrees, not {self.lat}")
-        if not -180 <= self.lng <= 180:
-            raise ValueError(f"`lng` must be within -180..180 degrees, not {self.lng}")
-        if not 0 <= self.accuracy_m <= 100_000:
-            raise ValueError(f"`accuracy_m` must be within 0..100000 metres, not {self.accuracy_m}")
 
 
 class Cart(Event, kw_only=True, tag="cart"):
@@ -260,8 +264,9 @@ _ENCODER = msgspec.json.Encoder()
 def decode(topic: str, value: bytes, *, position: str, arrived_ms: int) -> AnyEvent:
     """The event that a log record holds.
 
-    `position` (unique per record) becomes the id of an event that has none; `arrived_ms` is when the record reached
-    the log: the time of an event that has none, and the bound for one that claims to come from the future.
+    `position` (unique per record, of its topic) becomes the id of an event that has none; `arrived_ms` is when the
+    record reached the log: the time of an event that has none, and the bound for one that claims to come from the
+    future.
 
     Raises `InputError` with the reason for the dead letter.
     """
@@ -271,8 +276,8 @@ def decode(topic: str, value: bytes, *, position: str, arrived_ms: int) -> AnyEv
         event = _DECODE[topic](value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError("malformed_event", str(error), topic) from None
-    check_time(event.ts)
-    if event.ts == 0:
+    if event.ts < YEAR_2000_MS:
+        check_time(event.ts)
         event.ts = arrived_ms
     elif event.ts > arrived_ms + MAX_AHEAD_MS:
         raise InputError(

@@ -14,9 +14,11 @@ import msgspec
 
 from nearcast.customer import (
     KEPT_MESSAGES,
+    KEPT_STITCHES,
     KEPT_THINGS,
     KEPT_VIEWS,
     SEEN_EVENTS,
+    UNSEEN,
     CartItem,
     Customer,
     SegmentHistory,
@@ -47,19 +49,24 @@ from nearcast.moments import Moment
 from nearcast.world import Trigger
 
 CART_TIMER = "cart_abandoned"
+DEADLINE_TIMER = "deadline"
+#: Of stays (`geofence.tracker`): it belongs to the presence, not to the customer that is folded here.
+PRESENCE_TIMER = "presence"
 
 #: Receipts may overtake each other; a message moves forward along this order. A channel that failed says little: the
 #: next one may still bring the message, so "failed" stands first, and only the channel that sent it can undo "sent".
+#: "expired" says that nobody reported anything until the deadline; any report from after that knows better.
 _STATUS_ORDER: dict[DeliveryStatus | None, int] = {
     None: 0,
     "failed": 1,
-    "sent": 2,
-    "suppressed": 3,
-    "delivered": 4,
-    "recalled": 4,
-    "opened": 5,
-    "applied": 6,
-    "redeemed": 7,
+    "expired": 2,
+    "sent": 3,
+    "suppressed": 4,
+    "delivered": 5,
+    "recalled": 5,
+    "opened": 6,
+    "applied": 7,
+    "redeemed": 8,
 }
 _MOMENT_OF_ACTION: dict[str, Trigger] = {
     "app_open": "app_open",
@@ -76,6 +83,8 @@ class FoldRules(msgspec.Struct, frozen=True, kw_only=True):
 
     #: A cart left alone for this long counts as abandoned.
     cart_abandoned_after_ms: int = 30 * 60_000
+    #: An event that is older than this when it arrives is late: see `is_late`.
+    late_after_ms: int = 60 * 60_000
 
 
 class Folded(msgspec.Struct):
@@ -87,6 +96,19 @@ class Folded(msgspec.Struct):
     erased: bool = False
 
 
+def is_late(event: AnyEvent, arrived_ms: int, rules: FoldRules) -> bool:
+    """Whether an event came so late that its moment is over. Events that nearcast itself wrote never are.
+
+    What does not depend on order (purchases, consents, profiles, sign-ins) is folded all the same.
+    """
+    return event.ts < arrived_ms - rules.late_after_ms and isinstance(event, Location | Cart | Action)
+
+
+def is_dropped_when_late(event: AnyEvent) -> bool:
+    """A late fix or change of a cart has been overtaken. A late action is folded, but is worth no moment."""
+    return isinstance(event, Location | Cart)
+
+
 def apply(customer: Customer, event: AnyEvent, segments: Mapping[str, str], rules: FoldRules) -> Folded:
     """Fold `event` into `customer`, in place. `segments` gives the product segment of a SKU."""
     if isinstance(event, Location):
@@ -95,12 +117,21 @@ def apply(customer: Customer, event: AnyEvent, segments: Mapping[str, str], rule
         # Idempotent by the order of statuses, so receipts need no place among the remembered ids.
         return _fold_receipt(customer, event)
     mark = _event_mark(event)
-    if mark in customer.seen:
+    if mark in (customer.stitched if isinstance(event, Stitch) else customer.seen):
         return Folded(status="duplicate")
-    customer.seen = [*customer.seen[1 - SEEN_EVENTS :], mark]
+    folded = _fold(customer, event, segments, rules)
+    if folded.status == "applied":
+        if isinstance(event, Stitch):
+            customer.stitched = [*customer.stitched[1 - KEPT_STITCHES :], mark]
+        else:
+            customer.seen = [*customer.seen[1 - SEEN_EVENTS :], mark]
+    return folded
+
+
+def _fold(customer: Customer, event: AnyEvent, segments: Mapping[str, str], rules: FoldRules) -> Folded:
     match event:
         case Cart():
-            _fold_cart(customer, event, rules)
+            return _fold_cart(customer, event, rules)
         case Purchase():
             _fold_purchase(customer, event, segments)
         case Action():
@@ -124,36 +155,44 @@ def record_message(customer: Customer, message: MessageId, decision: Decision) -
     """Remember that a message was decided, so that caps count it from this moment on."""
     if decision.promotion is None:
         raise ValueError(f"decision {decision.id} has no promotion, so there is no message to record")
-    sent = SentMessage(message, decision.id, decision.promotion, decision.at_ms)
+    sent = SentMessage(message, decision.id, decision.promotion, decision.at_ms, deadline_ms=decision.deadline_ms)
     kept = customer.messages
     if len(kept) >= KEPT_MESSAGES:
         # What reached nobody counts for no cap, so it goes first.
-        idle = next((n for n, old in enumerate(kept) if old.status in ("suppressed", "failed")), 0)
+        idle = next((n for n, old in enumerate(kept) if old.status in UNSEEN), 0)
         kept = [*kept[:idle], *kept[idle + 1 :]]
     customer.messages = [*kept, sent]
+    _set_deadline_timer(customer)
 
 
 def _event_mark(event: Event) -> int:
     return int.from_bytes(hashlib.blake2b(event.event_id.encode(), digest_size=8).digest(), "little")
 
 
-def _fold_cart(customer: Customer, event: Cart, rules: FoldRules) -> None:
+def _fold_cart(customer: Customer, event: Cart, rules: FoldRules) -> Folded:
     sku = sku_of(event)
     if event.action in ("clear", "order"):
-        customer.cart = {}
+        customer.cart = {sku: item for sku, item in customer.cart.items() if item.changed_ms > event.ts}
+        customer.cart_cleared_ms = max(customer.cart_cleared_ms, event.ts)
+    elif event.ts < customer.cart_cleared_ms:
+        return Folded(status="stale")
     elif sku is not None:
         item = customer.cart.get(sku)
+        if item is not None and event.action == "set" and event.ts < item.changed_ms:
+            return Folded(status="stale")
         had = item.quantity if item else 0
         quantity = {"add": had + event.quantity, "remove": had - event.quantity, "set": event.quantity}[event.action]
         if quantity > 0:
             price = event.price_cents if event.price_cents is not None else (item.price_cents if item else None)
-            customer.cart[sku] = CartItem(quantity, price, event.ts)
+            customer.cart[sku] = CartItem(quantity, price, max(event.ts, item.changed_ms if item else 0))
             _bound_cart(customer)
         else:
             customer.cart.pop(sku, None)
-    customer.cart_changed_ms = max(customer.cart_changed_ms, event.ts)
-    customer.cart_abandoned = False
+    if event.ts >= customer.cart_changed_ms:
+        customer.cart_changed_ms = event.ts
+        customer.cart_abandoned = False
     _set_cart_timer(customer, rules)
+    return Folded()
 
 
 def _bound_cart(customer: Customer) -> None:
@@ -168,10 +207,19 @@ def _bound(things: dict[Sku, int], kept: int) -> None:
 
 
 def _set_cart_timer(customer: Customer, rules: FoldRules) -> None:
-    if customer.cart:
+    if customer.cart and not customer.cart_abandoned:
         customer.timers[CART_TIMER] = customer.cart_changed_ms + rules.cart_abandoned_after_ms
     else:
         customer.timers.pop(CART_TIMER, None)
+
+
+def _set_deadline_timer(customer: Customer) -> None:
+    """Wait for the first deadline of a message that nobody has reported anything about."""
+    waiting = [sent.deadline_ms for sent in customer.messages if sent.status is None and sent.deadline_ms]
+    if waiting:
+        customer.timers[DEADLINE_TIMER] = min(waiting)
+    else:
+        customer.timers.pop(DEADLINE_TIMER, None)
 
 
 def _fold_purchase(customer: Customer, event: Purchase, segments: Mapping[str, str]) -> None:
@@ -190,8 +238,11 @@ def _fold_purchase(customer: Customer, event: Purchase, segments: Mapping[str, s
     bought: set[str] = set()
     for line in event.items:
         sku = Sku(line.sku)
-        customer.cart.pop(sku, None)
-        customer.wishlist.pop(sku, None)
+        # A purchase that is heard of late takes nothing out that was put in since.
+        if sku in customer.cart and customer.cart[sku].changed_ms <= event.ts:
+            del customer.cart[sku]
+        if customer.wishlist.get(sku, event.ts + 1) <= event.ts:
+            del customer.wishlist[sku]
         segment = segments.get(line.sku)
         if segment is None:
             continue
@@ -213,10 +264,10 @@ def _fold_action(customer: Customer, event: Action) -> Folded:
     sku = sku_of(event)
     match event.action:
         case "wishlist_add" if sku is not None:
-            customer.wishlist[sku] = event.ts
+            customer.wishlist[sku] = max(event.ts, customer.wishlist.get(sku, 0))
             _bound(customer.wishlist, KEPT_THINGS)
-        case "wishlist_remove" if sku is not None:
-            customer.wishlist.pop(sku, None)
+        case "wishlist_remove" if sku is not None and customer.wishlist.get(sku, event.ts + 1) <= event.ts:
+            del customer.wishlist[sku]
         case "product_view" if sku is not None:
             _remember_view(customer, sku, event.ts)
         case "staff_contact":
@@ -274,6 +325,7 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
         customer.redemptions += 1
     sent.status = event.status
     sent.channel = event.channel or sent.channel
+    _set_deadline_timer(customer)
     return Folded()
 
 
@@ -282,6 +334,12 @@ def _fold_timer(customer: Customer, event: Timer) -> Folded:
         # The cart changed since, or the timer fired already.
         return Folded(status="stale")
     del customer.timers[event.kind]
+    if event.kind == DEADLINE_TIMER:
+        for sent in customer.messages:
+            if sent.status is None and 0 < sent.deadline_ms <= event.due_ms:
+                sent.status = "expired"
+        _set_deadline_timer(customer)
+        return Folded()
     if event.kind != CART_TIMER or not customer.cart:
         return Folded()
     customer.cart_abandoned = True
@@ -302,7 +360,8 @@ def _fold_identify(customer: Customer, event: Identify) -> Folded:
     if event.uid is None:
         raise ValueError("decode has made sure that an identify event has a uid")
     stitch = Stitch(
-        id=derived_event_id("stitch", event.event_id),
+        # Event ids are the clients' own: two visitors may both have used this one.
+        id=derived_event_id("stitch", event.customer, event.event_id),
         uid=event.uid,
         ts=event.ts,
         cart={sku: (item.quantity, item.price_cents) for sku, item in customer.cart.items()},
@@ -327,4 +386,5 @@ def _fold_stitch(customer: Customer, event: Stitch, rules: FoldRules) -> None:
         _remember_view(customer, sku, at_ms)
     if event.cart:
         customer.cart_changed_ms = max(customer.cart_changed_ms, event.ts)
+        customer.cart_abandoned = False
         _set_cart_timer(customer, rules)

@@ -27,12 +27,12 @@ def catalogue_epoch(partition: int) -> str:
 
 
 def customer(partition: int, customer_id: str) -> str:
-    """msgpack of `nearcast.customer.Customer`."""
+    """`nearcast.customer.Customer`, as `server.stored` writes it."""
     return f"{PREFIX}{{{partition}}}:customer:{customer_id}"
 
 
 def presence(partition: int, customer_id: str) -> str:
-    """msgpack of `nearcast.customer.Presence`."""
+    """`nearcast.customer.Presence`, as `server.stored` writes it."""
     return f"{PREFIX}{{{partition}}}:presence:{customer_id}"
 
 
@@ -47,7 +47,7 @@ def timers(partition: int) -> str:
 
 
 def dead_letters(partition: int) -> str:
-    """Stream: `reason`, `detail`, `topic`, `position`, `key` and the original bytes in `value`; bounded."""
+    """Stream: `reason`, `detail`, `topic`, `position`, `key`, `arrived_ms` and the original bytes in `value`."""
     return f"{PREFIX}{{{partition}}}:dead-letters"
 
 
@@ -66,6 +66,11 @@ def opt_outs(partition: int) -> str:
     return f"{PREFIX}{{{partition}}}:opt-outs"
 
 
+def erasures(partition: int) -> str:
+    """Hash: customer → "asked" by the API, then (state gone) the arrival of the erase event in ms; goes last."""
+    return f"{PREFIX}{{{partition}}}:erasures"
+
+
 def delivery(partition: int, message_id: str) -> str:
     """JSON: how far the dispatcher got with a message; expires."""
     return f"{PREFIX}{{{partition}}}:delivery:{message_id}"
@@ -74,6 +79,11 @@ def delivery(partition: int, message_id: str) -> str:
 def coupon(code: str) -> str:
     """Hash: a coupon's state. Lives in a slot of its own: a till knows the code only."""
     return f"{PREFIX}coupon:{{{code}}}"
+
+
+def coupons_of(customer_id: str) -> str:
+    """Sorted set: codes of the customer's coupons, by the time in ms until which each is kept."""
+    return f"{PREFIX}coupons:{{{customer_id}}}"
 
 
 def channel_stream(channel: str) -> str:
@@ -119,6 +129,16 @@ def world_version() -> str:
 def log_kind() -> str:
     """String: "streams" or "kafka", the event log that the stored offsets belong to."""
     return f"{PREFIX}log-kind"
+
+
+def data_version() -> str:
+    """Integer: in which layout the data of this store is."""
+    return f"{PREFIX}data-version"
+
+
+def partitions() -> str:
+    """Integer: over how many partitions the customers in this store are spread."""
+    return f"{PREFIX}partitions"
 
 
 def log_stream(topic: str, partition: int) -> str:

@@ -3,9 +3,49 @@
 `prometheus_client` keeps the values; the roles of one process share its registry.
 """
 
-from prometheus_client import Counter, Gauge, Histogram
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class BulkHistogram(Collector):
+    """A histogram without labels that takes a whole batch of observations at once, for what every event passes.
+
+    `prometheus_client.Histogram` takes about a microsecond for each observation: a tenth of what an event may cost.
+    """
+
+    def __init__(self, name: str, documentation: str, buckets: Sequence[float]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = tuple(buckets)
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+        REGISTRY.register(self)
+
+    def observe_many_ms(self, values_ms: Iterable[int]) -> None:
+        """Observe durations in whole milliseconds."""
+        for value_ms, times in Tally(values_ms).items():
+            self._counts[bisect_left(self._bounds, value_ms / 1000)] += times
+            self._sum += value_ms / 1000 * times
+
+    def describe(self) -> list[HistogramMetricFamily]:
+        return [HistogramMetricFamily(self._name, self._documentation)]
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        buckets, below = [], 0
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            below += count
+            buckets.append((bound, float(below)))
+        family = HistogramMetricFamily(self._name, self._documentation)
+        family.add_metric([], buckets, self._sum)
+        yield family
+
 
 EVENTS = Counter(
     "nearcast_events_total", "Events folded into customer state, by topic and result.", ["topic", "result"]
@@ -29,7 +69,7 @@ BATCH_SECONDS = Histogram(
 BATCH_EVENTS = Histogram(
     "nearcast_batch_events", "Events in one engine batch.", buckets=(1, 10, 50, 100, 250, 500, 1000, 2000, 5000)
 )
-EVENT_TO_COMMIT = Histogram(
+EVENT_TO_COMMIT = BulkHistogram(
     "nearcast_event_to_commit_seconds", "From arrival in the log to the commit of its effects.", buckets=_SECONDS
 )
 EVENT_TO_SEND = Histogram(
@@ -47,3 +87,9 @@ WORLD_BROKEN = Gauge(
     "nearcast_world_broken", "1 while the stored world can't be used and the last good one stands in; see the log."
 )
 TASK_FAILURES = Counter("nearcast_task_failures_total", "Background tasks that failed and were restarted.", ["task"])
+CONSUMER_RESTARTS = Counter(
+    "nearcast_consumer_restarts_total",
+    "Times a consumer's connections to the log were made anew because records waited without progress. Look at the "
+    "brokers and the network between.",
+    ["consumer"],
+)

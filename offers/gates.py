@@ -7,7 +7,7 @@ the reason. What must still hold at the time of sending is a function of its own
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
-from nearcast.customer import Customer, SentMessage
+from nearcast.customer import UNSEEN, Customer, SentMessage
 from nearcast.decisions import Candidate, Reason
 from nearcast.events import Channel
 from nearcast.ids import Sku, StoreId
@@ -104,7 +104,7 @@ def used_up(caps: Iterable[Cap], messages: Iterable[SentMessage], now_ms: int) -
     A message counts from when it was decided until its period is over, unless it never reached anybody. One that is
     dated later than `now_ms` (events of different topics overtake each other) counts as well.
     """
-    times_ms = [sent.at_ms for sent in messages if sent.status not in ("suppressed", "failed")]
+    times_ms = [sent.at_ms for sent in messages if sent.status not in UNSEEN]
     return any(sum(at_ms > now_ms - cap.period_s * 1000 for at_ms in times_ms) >= cap.count for cap in caps)
 
 

@@ -2,36 +2,58 @@
 
 Holds state, decides nothing. Customers are changed in place; if the batch can't be committed, the caller throws them
 away and reads them again.
+
+Most events are fixes of people who are near no store. Those need the hot record only; the cold one is read when an
+event of another kind, or a moment, asks for it.
 """
 
-import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate, chain
 
 import msgspec
 import numpy as np
 
-from geofence.tracker import track
+from geofence.tracker import next_due_ms, on_timer, track
 from nearcast import fold, metrics, topics
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
-from nearcast.errors import InputError
-from nearcast.events import TOPIC_OF, AnyEvent, Consent, Location, decode, encode
+from nearcast.errors import InputError, UnreadableState
+from nearcast.events import TOPIC_OF, AnyEvent, Consent, Erase, Location, Timer, decode, encode
 from nearcast.ids import CustomerId
 from nearcast.messages import Emitted, Message, encode_outbox
 from nearcast.moments import Moment, Transition, moments_of_transitions
 from nearcast.world import Fence
 from server.log.base import Record
-from server.state import Commit, DeadLetter, Known, Ownership
+from server.recent import Recent
+from server.state import Commit, DeadLetter, Ownership
 from server.world import World
 
 
-class Item(msgspec.Struct):
+class Cached(msgspec.Struct):
+    """What an engine keeps of one partition's customers."""
+
+    presences: Recent[CustomerId, Presence]
+    customers: Recent[CustomerId, Customer]
+
+
+class Item(msgspec.Struct, gc=False):
     """An event, and the fences its position is in."""
 
     record: Record
     event: AnyEvent
     customer: CustomerId
     inside: Sequence[Fence] = ()
+
+
+#: Something a customer's queue holds: an event to fold, or a moment (of an event folded already) to decide.
+Work = tuple[Item, Moment | None]
+
+
+class Missing(msgspec.Struct):
+    """Whose records of one partition have to be read."""
+
+    hot: dict[CustomerId, None] = {}
+    cold: dict[CustomerId, None] = {}
 
 
 def in_order(records: Iterable[Record]) -> list[Record]:
@@ -43,7 +65,18 @@ def in_order(records: Iterable[Record]) -> list[Record]:
     places: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         places.setdefault((record.topic, record.partition), []).append(record)
-    return list(heapq.merge(*places.values(), key=lambda record: (record.arrived_ms, record.topic == topics.LOCATIONS)))
+    ordered = list(chain.from_iterable(places.values()))
+    if len({topic for topic, _ in places}) > 1:
+        # Twice the time, and one more for fixes; it never falls within a place. Python's sort keeps equals in the
+        # order they had, and merges runs that are in order already.
+        ranks = list(
+            chain.from_iterable(
+                accumulate((2 * record.arrived_ms + (topic == topics.LOCATIONS) for record in group), max)
+                for (topic, _), group in places.items()
+            )
+        )
+        ordered = [ordered[place] for place in sorted(range(len(ordered)), key=ranks.__getitem__)]
+    return ordered
 
 
 class Batch:
@@ -52,7 +85,10 @@ class Batch:
     def __init__(self, world: World, owned: Mapping[int, Ownership], rules: fold.FoldRules) -> None:
         self.world = world
         self.items: list[Item] = []
-        self.known: dict[CustomerId, Known] = {}
+        self.presences: dict[CustomerId, Presence] = {}
+        self.customers: dict[CustomerId, Customer] = {}
+        #: Customers whose records can't be decoded.
+        self.unreadable: dict[CustomerId, UnreadableState] = {}
         self.commits = {
             partition: Commit(partition=partition, epoch=owner.epoch, expected=owner.offsets)
             for partition, owner in owned.items()
@@ -62,8 +98,9 @@ class Batch:
         self._results: dict[tuple[str, str], int] = {}
         self._transitions: list[Transition] = []
 
-    def decode(self, records: Iterable[Record], home: Callable[[CustomerId], int]) -> None:
-        """Records to events; what can't be decoded, or belongs into another partition, becomes a dead letter."""
+    def decode(self, records: Iterable[Record]) -> None:
+        """Records to events; what can't be decoded becomes a dead letter."""
+        items = self.items
         for record in records:
             self.commits[record.partition].offsets[record.topic] = record.position
             try:
@@ -76,18 +113,52 @@ class Batch:
             except InputError as error:
                 self.bury(record, error.reason, error.detail)
                 continue
-            customer = event.customer
-            if home(customer) != record.partition:
-                self.bury(record, "wrong_partition", "a customer's partition is murmur2(customer) modulo partitions")
-                continue
-            self.items.append(Item(record, event, customer))
+            items.append(Item(record, event, event.customer))
 
-    def customers(self) -> dict[int, list[CustomerId]]:
-        """Whom the events are about, by partition."""
-        wanted: dict[int, dict[CustomerId, None]] = {}
+    def missing(self, cached: Mapping[int, Cached]) -> dict[int, Missing]:
+        """Take what is cached of the events' customers; returns what has to be read, by partition."""
+        missing: dict[int, Missing] = {}
+        presences, customers = self.presences, self.customers
         for item in self.items:
-            wanted.setdefault(item.record.partition, {})[item.customer] = None
-        return {partition: list(customers) for partition, customers in wanted.items()}
+            customer, event = item.customer, item.event
+            partition = item.record.partition
+            if _needs_hot(event) and customer not in presences:
+                hot = cached[partition].presences.get(customer)
+                if hot is None:
+                    missing.setdefault(partition, Missing()).hot[customer] = None
+                else:
+                    presences[customer] = hot
+            if _needs_cold(event) and customer not in customers:
+                cold = cached[partition].customers.get(customer)
+                if cold is None:
+                    missing.setdefault(partition, Missing()).cold[customer] = None
+                else:
+                    customers[customer] = cold
+        return missing
+
+    def bury_strays(self, missing: Mapping[int, Missing], homes: Callable[[Sequence[CustomerId]], list[int]]) -> None:
+        """Events in a partition that isn't their customer's become dead letters.
+
+        Only who is not cached is looked at: nobody else's state could have been read there.
+        """
+        strays: set[tuple[int, CustomerId]] = set()
+        for partition, wanted in missing.items():
+            people = list(wanted.hot | wanted.cold)
+            for customer, home in zip(people, homes(people), strict=True):
+                if home != partition:
+                    strays.add((partition, customer))
+                    wanted.hot.pop(customer, None)
+                    wanted.cold.pop(customer, None)
+        if not strays:
+            return
+        kept = []
+        for item in self.items:
+            if (item.record.partition, item.customer) in strays:
+                said = "a customer's partition is murmur2(customer) modulo partitions"
+                self.bury(item.record, "wrong_partition", said)
+            else:
+                kept.append(item)
+        self.items = kept
 
     def match(self) -> None:
         """Find the fences of every fix in the batch, in one call."""
@@ -100,30 +171,41 @@ class Batch:
             np.array([fix.lng for _, fix in fixes], dtype=np.float64),
         )
         for (item, _), ordinals in zip(fixes, hits, strict=True):
-            item.inside = [fences.fences[ordinal] for ordinal in ordinals]
+            if ordinals:
+                item.inside = [fences.fences[ordinal] for ordinal in ordinals]
 
-    def apply(self, item: Item) -> list[Moment]:
+    def fold_round(self, waiting: Sequence[Work]) -> tuple[list[tuple[Item, Moment]], list[Work]]:
+        """Fold on until each customer has a moment to decide; returns those moments, and the work that has to wait."""
+        moments: list[tuple[Item, Moment]] = []
+        later: list[Work] = []
+        busy: set[CustomerId] = set()
+        for item, moment in waiting:
+            if item.customer in busy:
+                later.append((item, moment))
+                continue
+            found = [moment] if moment is not None else self.apply(item)
+            if found:
+                busy.add(item.customer)
+                moments.append((item, found[0]))
+                later += [(item, other) for other in found[1:]]
+        return moments, later
+
+    def apply(self, item: Item) -> Sequence[Moment]:
         """Fold one event into its customer; returns the moments it is worth."""
-        known = self.known[item.customer]
         event = item.event
+        if item.customer in self.unreadable:
+            self.bury_unreadable(item)
+            return ()
         if isinstance(event, Location):
-            status, moments = self._track(item, event, known)
+            status, moments = self._fix(item, event)
+        elif fold.is_late(event, item.record.arrived_ms, self._rules):
+            status, moments = self._late(item)
+        elif isinstance(event, Timer) and event.kind == fold.PRESENCE_TIMER:
+            status, moments = self._presence_timer(item, event)
         else:
-            self._timers_before.setdefault(item.customer, dict(known.customer.timers))
-            folded = fold.apply(known.customer, event, self.world.catalogue.segments, self._rules)
-            status, moments = folded.status, folded.moments
-            if status == "applied":
-                self._touch(item)
-            for emitted in folded.emit:
-                self._emit(
-                    item,
-                    Emitted(topic=TOPIC_OF[type(emitted)], key=emitted.customer, value=msgspec.Raw(encode(emitted))),
-                )
-            if folded.erased:
-                self._erase(item)
-            elif isinstance(event, Consent) and not known.customer.location_allowed:
-                self._forget_place(item)
-        self._results[item.record.topic, status] = self._results.get((item.record.topic, status), 0) + 1
+            status, moments = self._fold(item)
+        result = (item.record.topic, status)
+        self._results[result] = self._results.get(result, 0) + 1
         return moments
 
     def record(self, item: Item, decision: Decision, message: Message | None) -> None:
@@ -131,17 +213,19 @@ class Batch:
         commit = self.commits[item.record.partition]
         commit.decisions.append(decision)
         if message is not None:
-            fold.record_message(self.known[item.customer].customer, message.id, decision)
-            commit.customers[item.customer] = self.known[item.customer].customer
+            customer = self.customers[item.customer]
+            self._timers_before.setdefault(item.customer, dict(customer.timers))
+            fold.record_message(customer, message.id, decision)
+            commit.customers[item.customer] = customer
             commit.outbox.append(encode_outbox(message))
 
     def finish(self) -> list[Commit]:
         """Every partition's commit, with the timers that changed."""
-        for item in self.items:
+        for item in self.items if self._timers_before else ():
             before = self._timers_before.pop(item.customer, None)
             if before is None:
                 continue
-            after = self.known[item.customer].customer.timers
+            after = self.customers[item.customer].timers
             timers = self.commits[item.record.partition].timers
             for kind in before.keys() | after.keys():
                 if before.get(kind) != after.get(kind):
@@ -154,8 +238,7 @@ class Batch:
             metrics.EVENTS.labels(topic, status).inc(events)
         for transition in self._transitions:
             metrics.TRANSITIONS.labels(transition.kind, transition.fence.kind).inc()
-        for item in self.items:
-            metrics.EVENT_TO_COMMIT.observe(max(0, now_ms - item.record.arrived_ms) / 1000)
+        metrics.EVENT_TO_COMMIT.observe_many_ms([max(0, now_ms - item.record.arrived_ms) for item in self.items])
         for commit in self.commits.values():
             for letter in commit.dead_letters:
                 metrics.DEAD_LETTERS.labels(letter.reason).inc()
@@ -167,39 +250,111 @@ class Batch:
         self.commits[record.partition].offsets[record.topic] = record.position
         self.bury(record, "internal_error", f"{type(error).__name__}: {error}")
 
+    def bury_unreadable(self, item: Item) -> None:
+        """An event of someone whose record can't be decoded."""
+        self.bury(item.record, "unreadable_state", str(self.unreadable[item.customer]))
+
     def bury(self, record: Record, reason: str, detail: str) -> None:
         """Put a record among the dead letters."""
         self.commits[record.partition].dead_letters.append(
-            DeadLetter(reason, detail[:1_000], record.topic, record.position, record.key, record.value)
+            DeadLetter(
+                reason, detail[:1_000], record.topic, record.position, record.key, record.arrived_ms, record.value
+            )
         )
 
-    def _track(self, item: Item, event: Location, known: Known) -> tuple[str, list[Moment]]:
-        if not known.customer.location_allowed:
-            return "no_consent", []
-        if event.ts <= known.presence.last_ms:
-            return "stale", []
-        transitions = track(known.presence, event, item.inside, self.world.fences)
-        self.commits[item.record.partition].presences[item.customer] = known.presence
+    def _fix(self, item: Item, event: Location) -> tuple[str, Sequence[Moment]]:
+        presence = self.presences[item.customer]
+        if not presence.allowed:
+            return "no_consent", ()
+        if event.ts <= presence.last_ms:
+            return "stale", ()
+        if event.ts < item.record.arrived_ms - self._rules.late_after_ms:
+            return "late", ()
+        transitions = track(presence, event, item.inside, self.world.fences)
+        self.commits[item.record.partition].presences[item.customer] = presence
+        return "applied", self._moved(item, presence, transitions) if transitions else ()
+
+    def _presence_timer(self, item: Item, event: Timer) -> tuple[str, Sequence[Moment]]:
+        presence = self.presences[item.customer]
+        if not presence.timer_ms or presence.timer_ms != event.due_ms:
+            return "stale", ()
+        presence.timer_ms = 0
+        self.commits[item.record.partition].presences[item.customer] = presence
+        return "applied", self._moved(item, presence, on_timer(presence, event.due_ms, self.world.fences))
+
+    def _moved(self, item: Item, presence: Presence, transitions: list[Transition]) -> Sequence[Moment]:
+        """After a transition: the timer of the stays is set anew, and the moments are told."""
+        due_ms = next_due_ms(presence, self.world.fences)
+        if due_ms != presence.timer_ms:
+            presence.timer_ms = due_ms
+            self.commits[item.record.partition].timers[item.customer, fold.PRESENCE_TIMER] = due_ms
         self._transitions += transitions
-        return "applied", moments_of_transitions(event.event_id, item.customer, transitions)
+        return moments_of_transitions(item.event.event_id, item.customer, transitions)
 
-    def _touch(self, item: Item) -> None:
-        self.commits[item.record.partition].customers[item.customer] = self.known[item.customer].customer
+    def _late(self, item: Item) -> tuple[str, Sequence[Moment]]:
+        if fold.is_dropped_when_late(item.event):
+            return "late", ()
+        status, _ = self._fold(item)
+        return "late" if status == "applied" else status, ()
 
-    def _emit(self, item: Item, emitted: Emitted) -> None:
-        self.commits[item.record.partition].outbox.append(encode_outbox(emitted))
+    def _fold(self, item: Item) -> tuple[str, Sequence[Moment]]:
+        event, customer = item.event, self.customers[item.customer]
+        commit = self.commits[item.record.partition]
+        self._timers_before.setdefault(item.customer, dict(customer.timers))
+        folded = fold.apply(customer, event, self.world.catalogue.segments, self._rules)
+        if folded.status == "applied":
+            commit.customers[item.customer] = customer
+        for emitted in folded.emit:
+            value = msgspec.Raw(encode(emitted))
+            commit.outbox.append(
+                encode_outbox(Emitted(topic=TOPIC_OF[type(emitted)], key=emitted.customer, value=value))
+            )
+        if folded.erased:
+            self._erase(item)
+        elif isinstance(event, Consent):
+            self._allow(item, customer.location_allowed)
+        return folded.status, folded.moments
 
-    def _forget_place(self, item: Item) -> None:
-        known = self.known[item.customer]
-        if known.presence.inside:
-            known.presence.inside = {}
-            self.commits[item.record.partition].presences[item.customer] = known.presence
+    def _allow(self, item: Item, allowed: bool) -> None:
+        """Carry the consent to location over to the hot record; without it nobody's place is kept."""
+        presence = self.presences[item.customer]
+        if presence.allowed == allowed:
+            return
+        presence.allowed = allowed
+        if not allowed:
+            self._forget_place(item, presence)
+        self.commits[item.record.partition].presences[item.customer] = presence
+
+    def _forget_place(self, item: Item, presence: Presence) -> None:
+        presence.inside = {}
+        if presence.timer_ms:
+            presence.timer_ms = 0
+            self.commits[item.record.partition].timers[item.customer, fold.PRESENCE_TIMER] = 0
 
     def _erase(self, item: Item) -> None:
+        """Back to a blank customer. In place: the cache and later events of the batch hold the same objects."""
         commit = self.commits[item.record.partition]
-        commit.erased.add(item.customer)
+        commit.erased[item.customer] = item.record.arrived_ms
         commit.customers.pop(item.customer, None)
         commit.presences.pop(item.customer, None)
         commit.decisions = [made for made in commit.decisions if made.customer != item.customer]
         # What the customer's earlier events put into this batch's outbox is stopped by the re-check at send.
-        self.known[item.customer] = Known(Customer(id=item.customer), Presence())
+        presence = self.presences[item.customer]
+        self._forget_place(item, presence)
+        _become(presence, Presence())
+        _become(self.customers[item.customer], Customer(id=item.customer))
+
+
+def _needs_hot(event: AnyEvent) -> bool:
+    return isinstance(event, Location | Consent | Erase) or (
+        isinstance(event, Timer) and event.kind == fold.PRESENCE_TIMER
+    )
+
+
+def _needs_cold(event: AnyEvent) -> bool:
+    return not isinstance(event, Location) and not (isinstance(event, Timer) and event.kind == fold.PRESENCE_TIMER)
+
+
+def _become(record: msgspec.Struct, other: msgspec.Struct) -> None:
+    for name in record.__struct_fields__:
+        setattr(record, name, getattr(other, name))

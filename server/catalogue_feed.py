@@ -21,11 +21,11 @@ from redis.asyncio import Redis
 from redis.typing import EncodableT
 
 from nearcast import keys, metrics, topics
-from nearcast.errors import Fenced, InputError, Unavailable
+from nearcast.errors import DeadLettersFull, Fenced, InputError, Unavailable
 from nearcast.world import Fence, Product, Promotion, Stock, Store
 from offers.worldfile import WorldFile
 from server.log.base import LogConsumer, Record
-from server.state import KEPT_DEAD_LETTERS, DeadLetter
+from server.state import MAX_DEAD_LETTERS, DeadLetter, too_many_dead_letters
 from server.store import reaching_store, text
 from server.world import Kind, Place, WorldStore
 
@@ -52,19 +52,23 @@ _KIND: dict[str, Kind] = {
     topics.PROMOTIONS: "promotion",
 }
 
-# KEYS: epoch, offsets, dead letters. ARGV: the worker's epoch, how many dead letters to keep, how many topics have a
-# new position; topics and positions in turn; the fields of the dead letters, six each. 0 if another worker took over.
+# KEYS: epoch, offsets, dead letters. ARGV: the worker's epoch, how many dead letters there may be, how many topics have
+# a new position; topics and positions in turn; the fields of the dead letters, seven each. 0 if another worker took
+# over, -1 if there would be too many dead letters.
 _COMMIT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end
 local letters = 4 + 2 * tonumber(ARGV[3])
+if #ARGV >= letters and redis.call('XLEN', KEYS[3]) + (#ARGV - letters + 1) / 7 > tonumber(ARGV[2]) then
+  return -1
+end
 for i = 4, letters - 1, 2 do
   redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
 end
-for i = letters, #ARGV, 6 do
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', 'reason', ARGV[i], 'detail', ARGV[i + 1],
-    'topic', ARGV[i + 2], 'position', ARGV[i + 3], 'key', ARGV[i + 4], 'value', ARGV[i + 5])
+for i = letters, #ARGV, 7 do
+  redis.call('XADD', KEYS[3], '*', 'reason', ARGV[i], 'detail', ARGV[i + 1], 'topic', ARGV[i + 2],
+    'position', ARGV[i + 3], 'key', ARGV[i + 4], 'arrived_ms', ARGV[i + 5], 'value', ARGV[i + 6])
 end
 return 1
 """
@@ -73,7 +77,10 @@ return 1
 class CatalogueFeed:
     """Reads the catalogue topics and changes the world, until cancelled."""
 
-    def __init__(self, consumer: LogConsumer, world: WorldStore, redis: Redis) -> None:
+    def __init__(
+        self, consumer: LogConsumer, world: WorldStore, redis: Redis, max_dead_letters: int = MAX_DEAD_LETTERS
+    ) -> None:
+        self._max_dead_letters = max_dead_letters
         self._consumer = consumer
         self._world = world
         self._redis = redis
@@ -151,12 +158,14 @@ class CatalogueFeed:
 
     async def _remember(self, partition: int, after: dict[str, str], letters: Sequence[DeadLetter]) -> None:
         """Write positions and dead letters together, if the partition is still ours."""
-        args: list[EncodableT] = [self._epochs[partition], KEPT_DEAD_LETTERS, len(after)]
+        args: list[EncodableT] = [self._epochs[partition], self._max_dead_letters, len(after)]
         args += [part for place in after.items() for part in place]
         args += [part for letter in letters for part in letter]
         names = [keys.catalogue_epoch(partition), keys.catalogue_offsets(partition), keys.dead_letters(partition)]
         with reaching_store():
             written = await self._commit(keys=names, args=args)
+        if written == -1:
+            raise DeadLettersFull(too_many_dead_letters(partition, self._max_dead_letters))
         if not written:
             raise Fenced(f"another worker has taken partition {partition} of the catalogue over")
         for letter in letters:
@@ -199,7 +208,9 @@ def _place(record: Record, item: Store | Fence | Product | Promotion | None) -> 
 
 
 def _dead_letter(record: Record, error: InputError) -> DeadLetter:
-    return DeadLetter(error.reason, str(error)[:1_000], record.topic, record.position, record.key, record.value)
+    return DeadLetter(
+        error.reason, str(error)[:1_000], record.topic, record.position, record.key, record.arrived_ms, record.value
+    )
 
 
 def _world_file(items: Iterable[Item]) -> WorldFile:

@@ -1,10 +1,11 @@
 -- One engine batch of one partition, all or nothing.
--- KEYS: epoch, offsets, outbox, timers, dead letters, opt-outs; then the keys to set.
+-- KEYS: epoch, offsets, outbox, timers, dead letters, opt-outs, erasures; then the keys to set.
 -- ARGV: the epoch and the number of keys to set, their values, a MessagePack map of the rest, and the original bytes of
---       each dead letter (which Lua's MessagePack could not carry). Keys of decisions and of erased customers are made
---       here, from prefixes in the map; they are all in the partition's slot.
+--       each dead letter (which Lua's MessagePack could not carry). Keys of decisions, presences and erased customers
+--       are made here, from prefixes in the map; they are all in the partition's slot.
 -- Refuses with FENCED when another worker has taken the partition over since, or when the stored offsets aren't those
--- that this worker last read or wrote: then the store has lost writes, and the log must replay them.
+-- that this worker last read or wrote: then the store has lost writes, and the log must replay them. Refuses with
+-- DEAD_LETTERS_FULL rather than throw one away.
 local epoch = redis.call('GET', KEYS[1]) or '0'
 if epoch ~= ARGV[1] then
   return redis.error_reply('FENCED epoch is ' .. epoch .. ', not ' .. ARGV[1])
@@ -23,14 +24,20 @@ for i = 1, #stored, 2 do
   end
 end
 
+if #rest.dead_letters > 0
+    and redis.call('XLEN', KEYS[5]) + #rest.dead_letters > rest.max_dead_letters then
+  return redis.error_reply('DEAD_LETTERS_FULL')
+end
+
 -- Deletions first: someone erased may have come back within the same batch.
-for _, customer in ipairs(rest.erased) do
+for customer, arrived_ms in pairs(rest.erased) do
   local list = rest.decisions_prefix .. customer
   for _, decision in ipairs(redis.call('LRANGE', list, 0, -1)) do
     redis.call('DEL', rest.decision_prefix .. decision)
   end
   redis.call('DEL', list, rest.customer_prefix .. customer, rest.presence_prefix .. customer)
   redis.call('HDEL', KEYS[6], customer)
+  redis.call('HSET', KEYS[7], customer, string.format('%.0f', arrived_ms))
 end
 
 -- Lua can pass a few thousand arguments to one call.
@@ -38,10 +45,17 @@ local CHUNK = 2000
 for first = 1, sets, CHUNK do
   local pairs_ = {}
   for i = first, math.min(first + CHUNK - 1, sets) do
-    pairs_[#pairs_ + 1] = KEYS[6 + i]
+    pairs_[#pairs_ + 1] = KEYS[7 + i]
     pairs_[#pairs_ + 1] = ARGV[2 + i]
   end
   redis.call('MSET', unpack(pairs_))
+end
+local hot = rest.hot
+for i = 1, #hot, 2 do
+  hot[i] = rest.presence_prefix .. hot[i]
+end
+for first = 1, #hot, 2 * CHUNK do
+  redis.call('MSET', unpack(hot, first, math.min(first + 2 * CHUNK - 1, #hot)))
 end
 for topic, position in pairs(rest.offsets) do
   redis.call('HSET', KEYS[2], topic, position)
@@ -57,8 +71,8 @@ for member, due in pairs(rest.timers) do
   end
 end
 for i, letter in ipairs(rest.dead_letters) do
-  redis.call('XADD', KEYS[5], 'MAXLEN', '~', rest.kept_dead_letters, '*', 'reason', letter[1], 'detail', letter[2],
-    'topic', letter[3], 'position', letter[4], 'key', letter[5], 'value', ARGV[3 + sets + i])
+  redis.call('XADD', KEYS[5], '*', 'reason', letter[1], 'detail', letter[2], 'topic', letter[3], 'position', letter[4],
+    'key', letter[5], 'arrived_ms', string.format('%.0f', letter[6]), 'value', ARGV[3 + sets + i])
 end
 for _, decision in ipairs(rest.decisions) do
   local list = rest.decisions_prefix .. decision[2]

@@ -6,12 +6,15 @@ A batch is whatever arrived while the last one was worked on, bounded in size. A
 handled strictly in order, one moment per customer and round, so that a decision sees the caps left by the one before;
 customers are independent of each other. Therefore any way of cutting the log into batches gives the same result.
 
+While a batch is being committed the next one is worked on already, on top of the state that the commit will leave; it
+is committed only after it. If a commit fails, everything cached is thrown away, and the partitions are taken anew.
+
 Nothing is sent from here: messages leave through the outbox, which is committed together with the state and offsets.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from models import features
 from models.scorer import Scorer
@@ -19,26 +22,23 @@ from nearcast import metrics
 from nearcast.clock import Clock
 from nearcast.customer import Customer
 from nearcast.decisions import Candidate
-from nearcast.errors import Fenced, Unavailable
+from nearcast.errors import Fenced, Unavailable, UnreadableState
 from nearcast.fold import FoldRules
-from nearcast.ids import CustomerId
 from nearcast.moments import Moment
 from offers.candidates import candidates, stock_wanted
 from offers.decide import decide, screen
 from offers.messages import message_of
 from offers.policy import Policy
-from server.batch import Batch, Item, in_order
+from server.batch import Batch, Cached, Item, Missing, Work, in_order
 from server.log.base import LogConsumer, Record
-from server.state import Commit, Known, Ownership, StateStore
+from server.recent import Recent
+from server.state import Commit, Encoded, Ownership, StateStore
 from server.world import WorldStore
 
 logger = logging.getLogger("nearcast.server.engine")
 
 _FETCH_WAIT_MS = 250
 _BACKOFF_S = 0.5
-
-#: Something a customer's queue holds: an event to fold, or a moment (of an event folded already) to decide.
-Work = tuple[Item, Moment | None]
 
 
 class Engine:
@@ -68,32 +68,53 @@ class Engine:
         self._cached_customers = cached_customers
         self._generation: int | None = None
         self._owned: dict[int, Ownership] = {}
-        self._cache: dict[int, dict[CustomerId, Known]] = {}
+        self._cached: dict[int, Cached] = {}
+        #: The commit on its way, if there is one.
+        self._committing: asyncio.Task[None] | None = None
+        self._committed_batches = 0
 
     @property
     def partitions(self) -> frozenset[int]:
         """The partitions owned now."""
         return frozenset(self._owned)
 
+    @property
+    def committed_batches(self) -> int:
+        """Batches committed since the start: rises as long as there is work and it gets on."""
+        return self._committed_batches
+
     async def run(self) -> None:
-        while True:
-            try:
-                await self._follow_assignment()
-                records = await self._consumer.fetch(self._batch_events, _FETCH_WAIT_MS)
-                if records:
-                    await self.process(records)
-            except (Unavailable, Fenced) as error:
-                # The commit may or may not have happened. Only the store knows: take the partitions again and go on
-                # from the offsets found there.
-                logger.warning("starting over from the stored offsets: %s", error)
-                self._generation = None
-                await asyncio.sleep(_BACKOFF_S)
+        try:
+            while True:
+                try:
+                    await self._follow_assignment()
+                    records = await self._consumer.fetch(self._batch_events, _FETCH_WAIT_MS)
+                    if records:
+                        await self._submit(records)
+                    elif self._committing is not None and self._committing.done():
+                        await self._settle()
+                except (Unavailable, Fenced) as error:
+                    # The commit may or may not have happened. Only the store knows: take the partitions again and go
+                    # on from the offsets found there.
+                    logger.warning("starting over from the stored offsets: %s", error)
+                    await self._abandon()
+                    self._generation = None
+                    await asyncio.sleep(_BACKOFF_S)
+        finally:
+            await self._abandon()
 
     async def process(self, records: Sequence[Record]) -> None:
         """Work one batch off, from records to commit."""
-        await self._process(in_order(record for record in records if record.partition in self._owned))
+        await self._submit(records)
+        await self._settle()
 
-    async def _process(self, records: Sequence[Record]) -> None:
+    async def _submit(self, records: Sequence[Record]) -> None:
+        """Work a batch off, wait for the commit before it, and send its own on its way."""
+        await self._work_off(in_order(record for record in records if record.partition in self._owned))
+
+    async def _work_off(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
         try:
             batch = await self._work(records)
             commits = batch.finish()
@@ -102,30 +123,61 @@ class Engine:
             raise
         except Exception as error:
             # A defect of ours must not stop the partition: halve the batch until the record that brings it out stands
-            # alone, and set that one aside. Half-folded customers are thrown away first.
-            self._cache.clear()
+            # alone, and set that one aside. Half-folded customers are thrown away first; what they were before is in
+            # the store once the commit on its way is there.
+            await self._settle()
+            self._forget_customers()
             if len(records) > 1:
                 middle = len(records) // 2
-                await self._process(records[:middle])
-                await self._process(records[middle:])
+                await self._work_off(records[:middle])
+                await self._work_off(records[middle:])
                 return
             logger.exception("a record became a dead letter because it made the engine fail")
             batch = Batch(self._world.current, self._owned, self._rules)
             batch.set_aside(records[0], error)
             commits = batch.finish()
             encoded = [self._state.encode(commit) for commit in commits]
-        with metrics.BATCH_SECONDS.labels("commit").time():
-            await asyncio.gather(*(self._state.commit(commit) for commit in encoded))
-        self._remember(batch, commits)
-        batch.count(self._clock.now_ms())
+        await self._settle()
+        for commit in commits:
+            owner = self._owned[commit.partition]
+            self._owned[commit.partition] = owner._replace(offsets=owner.offsets | commit.offsets)
         metrics.BATCH_EVENTS.observe(len(records))
+        self._committing = asyncio.create_task(self._commit(batch, commits, encoded), name="engine commit")
+        # It starts now, not when this task has nothing else to do.
+        await asyncio.sleep(0)
+
+    async def _commit(self, batch: Batch, commits: Sequence[Commit], encoded: Sequence[Encoded]) -> None:
+        with metrics.BATCH_SECONDS.labels("commit").time():
+            await self._state.commit(encoded)
+        self._committed_batches += 1
+        batch.count(self._clock.now_ms())
         for commit in commits:
             await self._consumer.progress(commit.partition, commit.offsets)
+
+    async def _settle(self) -> None:
+        """Wait for the commit on its way. Raises what kept it from happening."""
+        committing, self._committing = self._committing, None
+        if committing is not None:
+            await committing
+
+    async def _abandon(self) -> None:
+        """Give up what is on its way: wait until it is over, whatever came of it."""
+        committing, self._committing = self._committing, None
+        while committing is not None and not committing.done():
+            # Again and again: redis-py can swallow a cancellation that meets a reply.
+            committing.cancel()
+            await asyncio.wait({committing}, timeout=0.1)
+        if committing is not None and not committing.cancelled():
+            committing.exception()
+
+    def _forget_customers(self) -> None:
+        bound = self._cached_customers // max(1, len(self._owned))
+        self._cached = {partition: Cached(Recent(bound), Recent(bound)) for partition in self._owned}
 
     async def _work(self, records: Sequence[Record]) -> Batch:
         batch = Batch(self._world.current, self._owned, self._rules)
         with metrics.BATCH_SECONDS.labels("decode").time():
-            batch.decode(records, self._state.partition)
+            batch.decode(records)
         with metrics.BATCH_SECONDS.labels("load").time():
             await self._load(batch)
         with metrics.BATCH_SECONDS.labels("match").time():
@@ -133,33 +185,83 @@ class Engine:
         waiting: list[Work] = [(item, None) for item in batch.items]
         while waiting:
             with metrics.BATCH_SECONDS.labels("fold").time():
-                moments, waiting = fold_round(batch, waiting)
+                moments, waiting = batch.fold_round(waiting)
             if moments:
                 with metrics.BATCH_SECONDS.labels("decide").time():
                     await self._decide(batch, moments)
         return batch
 
     async def _load(self, batch: Batch) -> None:
-        """Get the batch's customers: from the cache, or in one round trip per partition."""
-        missing: dict[int, list[CustomerId]] = {}
-        for partition, customers in batch.customers().items():
-            cached = self._cache.setdefault(partition, {})
-            for customer in customers:
-                known = cached.get(customer)
-                if known is not None:
-                    batch.known[customer] = known
+        """Get the records of the batch's customers that its events need: from the cache, or from the store."""
+        for cached in self._cached.values():
+            # Safe here: what goes was last used before the commit on its way was made.
+            cached.presences.rotate()
+            cached.customers.rotate()
+        missing = batch.missing(self._cached)
+        if not missing:
+            return
+        batch.bury_strays(missing, self._state.homes)
+        await self._read(batch, missing)
+
+    async def _read(self, batch: Batch, missing: Mapping[int, Missing]) -> None:
+        """Read records into the batch and the cache: one round trip per partition, two for whom is little known of."""
+        unsettled: dict[int, Missing] = {}
+        for partition, wanted in missing.items():
+            hot, cold = await self._state.fetch(partition, list(wanted.hot), list(wanted.cold))
+            cached = self._cached[partition]
+            for customer, profile in zip(wanted.cold, cold, strict=True):
+                if isinstance(profile, UnreadableState):
+                    batch.unreadable[customer] = profile
                 else:
-                    missing.setdefault(partition, []).append(customer)
-        loads = [self._state.load(partition, customers) for partition, customers in missing.items()]
-        for customers, found in zip(missing.values(), await asyncio.gather(*loads), strict=True):
-            batch.known.update(zip(customers, found, strict=True))
+                    batch.customers[customer] = profile
+                    cached.customers.put(customer, profile)
+            for customer, found in zip(wanted.hot, hot, strict=True):
+                if isinstance(found, UnreadableState):
+                    batch.unreadable[customer] = found
+                    continue
+                batch.presences[customer] = found.presence
+                if found.settled:
+                    cached.presences.put(customer, found.presence)
+                else:
+                    unsettled.setdefault(partition, Missing()).hot[customer] = None
+        if not unsettled:
+            return
+        unknown = {
+            partition: Missing(cold={customer: None for customer in wanted.hot if customer not in batch.customers})
+            for partition, wanted in unsettled.items()
+        }
+        await self._read(batch, unknown)
+        for partition, wanted in unsettled.items():
+            for customer in wanted.hot:
+                if customer not in batch.unreadable:
+                    presence = batch.presences[customer]
+                    presence.allowed = batch.customers[customer].location_allowed
+                    self._cached[partition].presences.put(customer, presence)
+
+    async def _load_deciding(self, batch: Batch, moments: Sequence[tuple[Item, Moment]]) -> None:
+        """The cold records that moments need: of people of whom there were only fixes until now."""
+        missing: dict[int, Missing] = {}
+        for item, _ in moments:
+            if item.customer in batch.customers or item.customer in batch.unreadable:
+                continue
+            partition = item.record.partition
+            known = self._cached[partition].customers.get(item.customer)
+            if known is None:
+                missing.setdefault(partition, Missing()).cold[item.customer] = None
+            else:
+                batch.customers[item.customer] = known
+        await self._read(batch, missing)
 
     async def _decide(self, batch: Batch, moments: Sequence[tuple[Item, Moment]]) -> None:
         """Decide one moment of each of several customers: one stock read, one score call."""
         world = batch.world
+        await self._load_deciding(batch, moments)
         open_moments = []
         for item, moment in moments:
-            found = candidates(moment, batch.known[item.customer].customer, world.catalogue)
+            if item.customer in batch.unreadable:
+                batch.bury_unreadable(item)
+                continue
+            found = candidates(moment, batch.customers[item.customer], world.catalogue)
             if found:
                 open_moments.append((item, moment, found))
         wanted = [pair for _, moment, found in open_moments for pair in stock_wanted(moment, found)]
@@ -167,7 +269,7 @@ class Engine:
         screened = []
         rows: list[list[float]] = []
         for item, moment, found in open_moments:
-            customer = batch.known[item.customer].customer
+            customer = batch.customers[item.customer]
             first = len(rows)
             passed = screen(moment, customer, found, world.catalogue, stock, self._policy)
             scored = [index for index, candidate in enumerate(passed) if candidate.stopped_by is None]
@@ -184,48 +286,18 @@ class Engine:
         segment = None if candidate.sku is None else catalogue.segments.get(candidate.sku)
         return features.row(customer, catalogue.promotions[candidate.promotion], segment, moment.at_ms)
 
-    def _remember(self, batch: Batch, commits: Sequence[Commit]) -> None:
-        """Keep where we are, and the customers just committed, newest last, within the bound."""
-        for commit in commits:
-            owner = self._owned[commit.partition]
-            self._owned[commit.partition] = owner._replace(offsets=owner.offsets | commit.offsets)
-        for item in batch.items:
-            cached = self._cache.setdefault(item.record.partition, {})
-            cached.pop(item.customer, None)
-            cached[item.customer] = batch.known[item.customer]
-        bound = self._cached_customers // max(1, len(self._owned))
-        for cached in self._cache.values():
-            for customer in list(cached)[: max(0, len(cached) - bound)]:
-                del cached[customer]
-
     async def _follow_assignment(self) -> None:
         """After a rebalance, take what is ours now: fence the owners before us and read on from the stored offsets."""
         generation, partitions = self._consumer.assignment()
         if generation == self._generation:
             return
-        self._cache.clear()
+        await self._abandon()
         self._owned.clear()
         for partition in sorted(partitions):
             ownership = await self._state.take(partition)
             await self._consumer.seek(partition, ownership.offsets)
             self._owned[partition] = ownership
+        self._forget_customers()
         self._generation = generation
         metrics.OWNED_PARTITIONS.set(len(self._owned))
         logger.info("owning partitions %s", sorted(self._owned))
-
-
-def fold_round(batch: Batch, waiting: Sequence[Work]) -> tuple[list[tuple[Item, Moment]], list[Work]]:
-    """Fold on until each customer has a moment to decide; returns those moments, and the work that has to wait."""
-    moments: list[tuple[Item, Moment]] = []
-    later: list[Work] = []
-    busy: set[CustomerId] = set()
-    for item, moment in waiting:
-        if item.customer in busy:
-            later.append((item, moment))
-            continue
-        found = [moment] if moment is not None else batch.apply(item)
-        if found:
-            busy.add(item.customer)
-            moments.append((item, found[0]))
-            later += [(item, other) for other in found[1:]]
-    return moments, later

@@ -41,10 +41,10 @@ def metrics() -> str:
         "|---|---|---|---|",
     ]
     for metric in vars(declared).values():
-        if isinstance(metric, Counter | Gauge | Histogram):
+        if isinstance(metric, Counter | Gauge | Histogram | declared.BulkHistogram):
             (described,) = metric.describe()
             name = described.name + ("_total" if isinstance(metric, Counter) else "")
-            labels = ", ".join(f"`{label}`" for label in metric._labelnames)  # noqa: SLF001 it has no public name
+            labels = ", ".join(f"`{label}`" for label in getattr(metric, "_labelnames", ()))  # it has no public name
             rows.append(f"| `{name}` | {described.type} | {labels} | {described.documentation} |")
     return "\n".join(rows)
 

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
         le=32767,
         description="Replicas of the topics that nearcast creates; 3 on a cluster that must not lose any.",
     )
+    kafka_create_topics: bool = Field(
+        True, description="Off where topics are made by somebody else: then a missing one stops the start."
+    )
     partitions: int = Field(
         4, ge=1, le=1024, description="Partitions of every customer topic. Can't be changed once there is data."
     )
@@ -99,10 +102,36 @@ class Settings(BaseSettings):
         [], description="World files (YAML or JSON; fences also as .geojson) to load at start, as one world."
     )
     batch_events: int = Field(
-        1_000, ge=1, le=10_000, description="Most events in one engine batch; bounds how long heartbeats must wait."
+        2_000, ge=1, le=10_000, description="Most events in one engine batch; bounds how long heartbeats must wait."
     )
     cached_customers: int = Field(
         200_000, ge=1_000, description="Customers an engine keeps decoded in memory, about 2 KB each."
+    )
+    instance_id: str = Field(
+        "",
+        max_length=200,
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="This engine's own name, the same after a restart and no other's: its partitions then wait for it "
+        "while its session lasts (Kafka 30 s, Valkey 10 s), and no other engine is disturbed. Empty: a restart, and a "
+        "stop, hands them over.",
+    )
+    stall_after_s: float = Field(
+        60.0,
+        ge=1.0,
+        description="Seconds without progress, while records wait and log and store answer, after which an engine's "
+        "connection to the log is made anew; after the second time in a row that helps nothing, the process ends.",
+    )
+    dead_letters_limit: int = Field(
+        10_000,
+        ge=1,
+        description="Dead letters that a partition may hold. An engine that would need more stops, and says so, rather "
+        "than discard a stream.",
+    )
+    late_after_s: float = Field(
+        3_600,
+        gt=0,
+        description="An event older than this when it arrives is late: fixes and cart changes are dropped (and "
+        "counted), actions cause no message, everything else is folded as ever.",
     )
     cart_abandoned_after_s: float = Field(
         1_800, gt=0, description="Seconds an online cart must lie untouched to count as abandoned."

@@ -6,32 +6,38 @@ epoch is refused, so a worker that wakes up late can write nothing (`Fenced`).
 
 A commit whose reply was lost may have happened. The caller must not repeat it: it takes the partition again and
 believes the offsets it finds.
+
+How the records look is `server.stored`'s part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import resources
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from nearcast import keys
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
-from nearcast.errors import Fenced
+from nearcast.errors import DeadLettersFull, Fenced, UnreadableState
 from nearcast.ids import CustomerId, partition_of
+from server.placing import partitions_of
 from server.store import raw, reaching_store, text
+from server.stored import Hot, decode_customer, decode_presence, encode_customer, encode_presence
 
 DECISION_TTL_S = 30 * 86_400
 KEPT_DECISIONS = 100
-#: Dead letters kept per partition: enough to look into a bad day, too few to fill the store.
+#: Dead letters that a partition may hold before its engine stops: enough to look into a bad day, too few to fill the
+#: store.
+MAX_DEAD_LETTERS = 10_000
 KEPT_DEAD_LETTERS = 100_000
 TIMER_SEPARATOR = "\x1f"
 
-_CUSTOMER = msgspec.msgpack.Decoder(Customer)
-_PRESENCE = msgspec.msgpack.Decoder(Presence)
+T = TypeVar("T")
+
 _MSGPACK = msgspec.msgpack.Encoder()
 _DECISION = msgspec.json.Decoder(Decision)
 
@@ -62,6 +68,7 @@ class DeadLetter(NamedTuple):
     topic: str
     position: str
     key: str
+    arrived_ms: int
     value: bytes
 
 
@@ -85,7 +92,8 @@ class Commit(msgspec.Struct):
     offsets: dict[str, str] = {}
     customers: dict[CustomerId, Customer] = {}
     presences: dict[CustomerId, Presence] = {}
-    erased: set[CustomerId] = set()
+    #: Customer → when the erase event reached the log, in ms.
+    erased: dict[CustomerId, int] = {}
     outbox: list[bytes] = []
     #: (customer, kind) → due time in ms, or 0 to remove the timer.
     timers: dict[tuple[CustomerId, str], int] = {}
@@ -104,14 +112,19 @@ class Encoded(NamedTuple):
 class StateStore:
     """Reads and commits through one Valkey or Redis client. Every failure to reach it is `Unavailable`."""
 
-    def __init__(self, redis: Redis, partitions: int) -> None:
+    def __init__(self, redis: Redis, partitions: int, max_dead_letters: int = MAX_DEAD_LETTERS) -> None:
         self._redis = redis
         self._partitions = partitions
-        self._commit = redis.register_script(resources.files("server").joinpath("commit.lua").read_text())
+        self._max_dead_letters = max_dead_letters
+        self._script = redis.register_script(resources.files("server").joinpath("commit.lua").read_text())
 
     def partition(self, customer: CustomerId) -> int:
         """Where the customer's state is, whichever partition an event of theirs came in."""
         return _partition_of(customer, self._partitions)
+
+    def homes(self, customers: Sequence[CustomerId]) -> list[int]:
+        """The same of many at once."""
+        return partitions_of(customers, self._partitions)
 
     async def take(self, partition: int) -> Ownership:
         """Become the owner: every older owner is fenced from here on."""
@@ -123,21 +136,35 @@ class StateStore:
         return Ownership(epoch, {text(topic): text(position) for topic, position in offsets.items()})
 
     async def load(self, partition: int, customers: Sequence[CustomerId]) -> list[Known]:
-        """The customers' records, in order; someone never heard of is a blank customer."""
+        """The customers' records, in order; someone never heard of is a blank customer. Raises `UnreadableState`."""
         if not customers:
             return []
-        wanted = [keys.customer(partition, customer) for customer in customers]
-        wanted += [keys.presence(partition, customer) for customer in customers]
+        hot, cold = await self.fetch(partition, customers, customers)
+        for record in (*hot, *cold):
+            if isinstance(record, UnreadableState):
+                raise record
+        return [
+            Known(profile, presence.presence)
+            for profile, presence in zip(cast("list[Customer]", cold), cast("list[Hot]", hot), strict=True)
+        ]
+
+    async def fetch(
+        self, partition: int, hot: Sequence[CustomerId], cold: Sequence[CustomerId]
+    ) -> tuple[list[Hot | UnreadableState], list[Customer | UnreadableState]]:
+        """The hot records of some and the cold records of others, in order, in one round trip.
+
+        A record that can't be decoded is returned as the error that says why: the others are good.
+        """
+        wanted = [f"{keys.presence(partition, '')}{customer}" for customer in hot]
+        wanted += [f"{keys.customer(partition, '')}{customer}" for customer in cold]
+        if not wanted:
+            return [], []
         with reaching_store():
             blobs = await self._redis.mget(wanted)
-        cold, hot = blobs[: len(customers)], blobs[len(customers) :]
-        return [
-            Known(
-                Customer(id=customer) if profile is None else _CUSTOMER.decode(raw(profile)),
-                Presence() if presence is None else _PRESENCE.decode(raw(presence)),
-            )
-            for customer, profile, presence in zip(customers, cold, hot, strict=True)
-        ]
+        return (
+            [_decoded(decode_presence, *pair) for pair in zip(hot, blobs, strict=False)],
+            [_decoded(decode_customer, *pair) for pair in zip(cold, blobs[len(hot) :], strict=True)],
+        )
 
     async def read(self, customer: CustomerId) -> Known | None:
         """One customer as last committed, or None if nothing is known of them."""
@@ -174,11 +201,11 @@ class StateStore:
     def encode(self, batch: Commit) -> Encoded:
         """Turn a batch into what is sent, without sending it: what can't be encoded shows here."""
         partition = batch.partition
-        sets: dict[str, bytes] = {}
-        for customer, cold in batch.customers.items():
-            sets[keys.customer(partition, customer)] = _MSGPACK.encode(cold)
-        for customer, hot in batch.presences.items():
-            sets[keys.presence(partition, customer)] = _MSGPACK.encode(hot)
+        sets = {keys.customer(partition, customer): encode_customer(cold) for customer, cold in batch.customers.items()}
+        # Nearly all of a batch are fixes. As one argument they cost a third of what a key and a value each would.
+        hot: list[str] = []
+        for customer, presence in batch.presences.items():
+            hot += (customer, encode_presence(presence))
         fixed = [
             keys.epoch(partition),
             keys.offsets(partition),
@@ -186,11 +213,13 @@ class StateStore:
             keys.timers(partition),
             keys.dead_letters(partition),
             keys.opt_outs(partition),
+            keys.erasures(partition),
         ]
         rest = {
             "expected": batch.expected,
             "offsets": batch.offsets,
-            "erased": list(batch.erased),
+            "hot": hot,
+            "erased": batch.erased,
             "outbox": [entry.decode() for entry in batch.outbox],
             "timers": {f"{kind}{TIMER_SEPARATOR}{customer}": due for (customer, kind), due in batch.timers.items()},
             "dead_letters": [letter[:-1] for letter in batch.dead_letters],
@@ -203,7 +232,7 @@ class StateStore:
             "decisions_prefix": keys.decisions_of(partition, ""),
             "decision_ttl": DECISION_TTL_S,
             "kept_decisions": KEPT_DECISIONS,
-            "kept_dead_letters": KEPT_DEAD_LETTERS,
+            "max_dead_letters": self._max_dead_letters,
         }
         letters = [letter.value for letter in batch.dead_letters]
         return Encoded(
@@ -212,15 +241,33 @@ class StateStore:
             [batch.epoch, len(sets), *sets.values(), _MSGPACK.encode(rest), *letters],
         )
 
-    async def commit(self, batch: Encoded) -> None:
-        """Write a batch, all or nothing. Raises `Fenced` if its worker is not the owner any more, or must read anew."""
+    async def commit(self, batches: Sequence[Encoded]) -> None:
+        """Write the batches of several partitions, each all or nothing, in one round trip.
+
+        Raises `Fenced` if a partition's worker is not its owner any more, or must read anew; `DeadLettersFull` if its
+        dead letters would be too many. The other partitions' batches are written all the same.
+        """
         with reaching_store():
-            try:
-                await self._commit(keys=batch.keys, args=batch.values)
-            except ResponseError as error:
-                if "FENCED" in str(error):
-                    raise Fenced(f"partition {batch.partition}: {error}") from None
-                raise
+            replies = await self._run_script(batches)
+            if any(isinstance(reply, NoScriptError) for reply in replies):
+                # The store came back without its scripts; nothing of these was run.
+                await self._redis.script_load(self._script.script)
+                missing = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+                for at, reply in zip(missing, await self._run_script([batches[at] for at in missing]), strict=True):
+                    replies[at] = reply
+            for batch, reply in zip(batches, replies, strict=True):
+                if isinstance(reply, ResponseError) and "FENCED" in str(reply):
+                    raise Fenced(f"partition {batch.partition}: {reply}")
+                if isinstance(reply, ResponseError) and "DEAD_LETTERS_FULL" in str(reply):
+                    raise DeadLettersFull(too_many_dead_letters(batch.partition, self._max_dead_letters))
+                if isinstance(reply, Exception):
+                    raise reply
+
+    async def _run_script(self, batches: Sequence[Encoded]) -> list[object]:
+        pipe = self._redis.pipeline(transaction=False)
+        for batch in batches:
+            pipe.evalsha(self._script.sha, len(batch.keys), *batch.keys, *batch.values)
+        return list(await pipe.execute(raise_on_error=False))
 
     async def forget_timer(self, partition: int, timer: Timer) -> None:
         """Remove a timer that the log now carries, unless it has been set anew meanwhile."""
@@ -234,3 +281,20 @@ class StateStore:
                 member,
                 timer.due_ms,
             )
+
+
+def too_many_dead_letters(partition: int, limit: int) -> str:
+    """What to tell the people who run an engine that stopped because of its dead letters."""
+    return (
+        f"partition {partition} would hold more than {limit} dead letters (NEARCAST_DEAD_LETTERS_LIMIT). Nothing was "
+        "thrown away. `nearcast dead-letters list` shows what they are; replay or drop them, then start again"
+    )
+
+
+def _decoded(
+    decode: Callable[[CustomerId, bytes | None], T], customer: CustomerId, blob: bytes | str | None
+) -> T | UnreadableState:
+    try:
+        return decode(customer, None if blob is None else raw(blob))
+    except UnreadableState as error:
+        return error

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from nearcast import keys, topics
-from nearcast.errors import Fenced
+from nearcast.errors import DeadLettersFull, Fenced
 from nearcast.world import Fence, Product, Promotion, Stock, Store, Words
 from offers.worldfile import WorldFile
 from server.catalogue_feed import CatalogueFeed
@@ -187,9 +187,9 @@ async def test_restart_continues(redis: Redis, log: StreamsLog) -> None:
     assert len(await dead_letters(redis)) == 1
 
 
-async def owning(redis: Redis) -> CatalogueFeed:
+async def owning(redis: Redis, max_dead_letters: int = 1_000) -> CatalogueFeed:
     """A feed that has just taken all partitions over; tests hand it records directly."""
-    feed = CatalogueFeed(Playback(), WorldStore(redis), redis)
+    feed = CatalogueFeed(Playback(), WorldStore(redis), redis, max_dead_letters)
     await feed._follow_assignment()
     return feed
 
@@ -254,11 +254,12 @@ async def test_records_of_other_partitions_are_left_alone(redis: Redis) -> None:
     assert [key async for key in redis.scan_iter(match="*catalogue-offsets")] == []
 
 
-async def test_dead_letters_are_bounded(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A producer of nothing but nonsense doesn't fill the store."""
-    monkeypatch.setattr("server.catalogue_feed.KEPT_DEAD_LETTERS", 100)
-    feed = await owning(redis)
-    for start in range(0, 2_000, 500):
-        await feed.process([Record(topics.STORES, 0, str(start + n), "s", b"?", 0) for n in range(500)])
-    # Trimming drops whole blocks of the stream.
-    assert 100 <= await redis.xlen(keys.dead_letters(0)) <= 300
+async def test_stops_before_it_would_throw_dead_letters_away(redis: Redis) -> None:
+    """A producer of nothing but nonsense stops the feed, and what it could not keep stays unread in the log."""
+    feed = await owning(redis, max_dead_letters=700)
+    batches = [[Record(topics.STORES, 0, str(start + n), "s", b"?", 0) for n in range(500)] for start in (0, 500)]
+    await feed.process(batches[0])
+    with pytest.raises(DeadLettersFull, match="partition 0.*NEARCAST_DEAD_LETTERS_LIMIT"):
+        await feed.process(batches[1])
+    assert await redis.xlen(keys.dead_letters(0)) == 500
+    assert await redis.hget(keys.catalogue_offsets(0), topics.STORES) == b"499"

@@ -1,0 +1,40 @@
+"""A bounded map that forgets what was not used for longest: what an engine keeps decoded of its customers."""
+
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """Holds at most `bound` entries, and always the `bound // 2` used last.
+
+    Two generations instead of a list in order of use: a look-up costs a dictionary's, and all that was not used for a
+    whole generation goes at once. Nothing goes but in `rotate`, so the caller says when that is safe.
+    """
+
+    __slots__ = ("_bound", "_new", "_old")
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._new: dict[K, V] = {}
+        self._old: dict[K, V] = {}
+
+    def __len__(self) -> int:
+        return len(self._new.keys() | self._old.keys())
+
+    def get(self, key: K) -> V | None:
+        value = self._new.get(key)
+        if value is None:
+            value = self._old.get(key)
+            if value is not None:
+                self._new[key] = value
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        self._new[key] = value
+
+    def rotate(self) -> None:
+        """Forget the older generation if the newer one is full. What was used since the last call is kept."""
+        if len(self._new) >= self._bound // 2:
+            self._old, self._new = self._new, {}
