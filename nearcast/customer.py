@@ -1,8 +1,11 @@
 """What is known of one customer: the value that the engine folds events into.
 
 Two records per customer, so that a plain position fix reads and rewrites tens of bytes and not the whole profile:
-`Customer` (cold: profile, cart, history, messages) and `Presence` (hot: where they are). `server.records` says how they
+`Customer` (cold: profile, cart, history, messages) and `Presence` (hot: where they are). `server.stored` says how they
 are stored, and in which version. All times are event time in milliseconds since the Unix epoch.
+
+None of these can be part of a reference cycle, and an engine keeps hundreds of thousands: `gc=False` spares the garbage
+collector from walking them.
 """
 
 import math
@@ -24,7 +27,7 @@ KEPT_VIEWS = 16
 KEPT_THINGS = 200
 
 
-class Decayed(msgspec.Struct, array_like=True):
+class Decayed(msgspec.Struct, array_like=True, gc=False):
     """An exponentially decaying sum; the order in which amounts arrive does not matter."""
 
     value: float = 0.0
@@ -42,7 +45,7 @@ class Decayed(msgspec.Struct, array_like=True):
         return self.value * math.exp2(min(0, self.at_ms - now_ms) / HALF_LIFE_MS)
 
 
-class CartItem(msgspec.Struct, array_like=True):
+class CartItem(msgspec.Struct, array_like=True, gc=False):
     """A thing in the online cart."""
 
     quantity: int
@@ -50,7 +53,7 @@ class CartItem(msgspec.Struct, array_like=True):
     changed_ms: int
 
 
-class SegmentHistory(msgspec.Struct, array_like=True):
+class SegmentHistory(msgspec.Struct, array_like=True, gc=False):
     """Purchases in one product segment."""
 
     baskets: int = 0
@@ -60,7 +63,7 @@ class SegmentHistory(msgspec.Struct, array_like=True):
     recent: Decayed = msgspec.field(default_factory=Decayed)
 
 
-class History(msgspec.Struct):
+class History(msgspec.Struct, gc=False):
     """All purchases, summarised."""
 
     baskets: int = 0
@@ -80,7 +83,7 @@ class History(msgspec.Struct):
 UNSEEN: frozenset[DeliveryStatus | None] = frozenset({"failed", "expired", "suppressed"})
 
 
-class SentMessage(msgspec.Struct, array_like=True):
+class SentMessage(msgspec.Struct, array_like=True, gc=False):
     """A message decided for this customer, for caps and for the record of what came of it."""
 
     message: MessageId
@@ -93,7 +96,7 @@ class SentMessage(msgspec.Struct, array_like=True):
     deadline_ms: int = 0
 
 
-class Customer(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Customer(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The cold record. A customer who has never been heard of is `Customer(id=...)`."""
 
     id: CustomerId
@@ -139,7 +142,7 @@ class Customer(msgspec.Struct, kw_only=True, omit_defaults=True):
         return not self.opted_out and self.consents.get("location", (True, 0))[0]
 
 
-class Stay(msgspec.Struct, array_like=True):
+class Stay(msgspec.Struct, array_like=True, gc=False):
     """Being inside one fence."""
 
     entered_ms: int
@@ -147,7 +150,7 @@ class Stay(msgspec.Struct, array_like=True):
     dwelled: bool = False
 
 
-class Presence(msgspec.Struct, array_like=True):
+class Presence(msgspec.Struct, array_like=True, gc=False):
     """The hot record: where the customer is. Holds no coordinates, only the fences they are in.
 
     It repeats from the cold record what a fix has to ask first, so that a fix needs no other record.

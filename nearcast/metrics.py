@@ -4,8 +4,7 @@
 """
 
 from bisect import bisect_left
-from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
@@ -15,7 +14,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class BulkHistogram(Collector):
-    """A histogram without labels that takes a whole batch of observations at once, for what every event passes.
+    """A histogram without labels that takes many equal observations at once, for what every event passes.
 
     `prometheus_client.Histogram` takes about a microsecond for each observation: a tenth of what an event may cost.
     """
@@ -28,11 +27,10 @@ class BulkHistogram(Collector):
         self._sum = 0.0
         REGISTRY.register(self)
 
-    def observe_many_ms(self, values_ms: Iterable[int]) -> None:
-        """Observe durations in whole milliseconds."""
-        for value_ms, times in Tally(values_ms).items():
-            self._counts[bisect_left(self._bounds, value_ms / 1000)] += times
-            self._sum += value_ms / 1000 * times
+    def observe_many(self, value: float, times: int) -> None:
+        """Observe the same value so many times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     def describe(self) -> list[HistogramMetricFamily]:
         return [HistogramMetricFamily(self._name, self._documentation)]

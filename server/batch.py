@@ -7,8 +7,10 @@ Most events are fixes of people who are near no store. Those need the hot record
 event of another kind, or a moment, asks for it.
 """
 
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate, chain
+from operator import attrgetter
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -18,8 +20,8 @@ from nearcast import fold, metrics, topics
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
 from nearcast.errors import InputError, UnreadableState
-from nearcast.events import TOPIC_OF, AnyEvent, Consent, Erase, Location, Timer, decode, encode
-from nearcast.ids import CustomerId
+from nearcast.events import TOPIC_OF, AnyEvent, Consent, Erase, Location, Timer, decode_record, encode
+from nearcast.ids import CustomerId, derived_event_id
 from nearcast.messages import Emitted, Message, encode_outbox
 from nearcast.moments import Moment, Transition, moments_of_transitions
 from nearcast.world import Fence
@@ -43,6 +45,8 @@ class Item(msgspec.Struct, gc=False):
     event: AnyEvent
     customer: CustomerId
     inside: Sequence[Fence] = ()
+    #: Of a fix: where the customer is. None while it has not been read, and if it can't be.
+    presence: Presence | None = None
 
 
 #: Something a customer's queue holds: an event to fold, or a moment (of an event folded already) to decide.
@@ -56,27 +60,31 @@ class Missing(msgspec.Struct):
     cold: dict[CustomerId, None] = {}
 
 
-def in_order(records: Iterable[Record]) -> list[Record]:
-    """Records of several topics in one order: by arrival, and what changes a customer before where they are.
+def in_order(items: Sequence[Item]) -> Sequence[Item]:
+    """Each customer's events of several topics in one order: by arrival, what changes a customer before where they are.
 
-    The order within a topic and partition is kept whatever its timestamps say. Between topics the log promises none;
-    this makes the one that people expect likely ("put into the cart, then walked past").
+    The order within a topic is kept whatever its timestamps say. Between topics the log promises none; this makes the
+    one that people expect likely ("put into the cart, then walked past"). Customers are independent of each other, so
+    only those with events of several topics are looked at.
     """
-    places: dict[tuple[str, int], list[Record]] = {}
-    for record in records:
-        places.setdefault((record.topic, record.partition), []).append(record)
-    ordered = list(chain.from_iterable(places.values()))
-    if len({topic for topic, _ in places}) > 1:
-        # Twice the time, and one more for fixes; it never falls within a place. Python's sort keeps equals in the
-        # order they had, and merges runs that are in order already.
-        ranks = list(
-            chain.from_iterable(
-                accumulate((2 * record.arrived_ms + (topic == topics.LOCATIONS) for record in group), max)
-                for (topic, _), group in places.items()
-            )
-        )
-        ordered = [ordered[place] for place in sorted(range(len(ordered)), key=ranks.__getitem__)]
-    return ordered
+    topics_of: dict[CustomerId, str] = {}
+    mixed: set[CustomerId] = set()
+    for item in items:
+        customer, topic = item.customer, item.record.topic
+        if topics_of.setdefault(customer, topic) != topic:
+            mixed.add(customer)
+    if not mixed:
+        return items
+    latest: dict[tuple[CustomerId, str], int] = {}
+    ranked: list[tuple[int, bool, int]] = []
+    for place, item in enumerate(items):
+        if item.customer in mixed:
+            topic = item.record.topic
+            arrived_ms = max(item.record.arrived_ms, latest.get((item.customer, topic), 0))
+            latest[item.customer, topic] = arrived_ms
+            ranked.append((arrived_ms, topic == topics.LOCATIONS, place))
+    ordered = [item for item in items if item.customer not in mixed]
+    return ordered + [items[place] for _, _, place in sorted(ranked)]
 
 
 class Batch:
@@ -84,7 +92,7 @@ class Batch:
 
     def __init__(self, world: World, owned: Mapping[int, Ownership], rules: fold.FoldRules) -> None:
         self.world = world
-        self.items: list[Item] = []
+        self.items: Sequence[Item] = []
         self.presences: dict[CustomerId, Presence] = {}
         self.customers: dict[CustomerId, Customer] = {}
         #: Customers whose records can't be decoded.
@@ -94,47 +102,60 @@ class Batch:
             for partition, owner in owned.items()
         }
         self._rules = rules
-        self._timers_before: dict[CustomerId, dict[str, int]] = {}
+        #: Of customers that were touched: their partition, and their timers as they were before.
+        self._timers_before: dict[CustomerId, tuple[int, dict[str, int]]] = {}
         self._results: dict[tuple[str, str], int] = {}
         self._transitions: list[Transition] = []
 
     def decode(self, records: Iterable[Record]) -> None:
         """Records to events; what can't be decoded becomes a dead letter."""
-        items = self.items
+        items: list[Item] = []
+        offsets = {partition: commit.offsets for partition, commit in self.commits.items()}
         for record in records:
-            self.commits[record.partition].offsets[record.topic] = record.position
+            topic, partition = record.topic, record.partition
+            offsets[partition][topic] = record.position
             try:
-                event = decode(
-                    record.topic,
-                    record.value,
-                    position=f"{record.partition}:{record.position}",
-                    arrived_ms=record.arrived_ms,
-                )
+                event = decode_record(topic, record.value, record.arrived_ms)
             except InputError as error:
                 self.bury(record, error.reason, error.detail)
                 continue
+            if event.id is None:
+                event.id = derived_event_id(topic, f"{partition}:{record.position}")
             items.append(Item(record, event, event.customer))
+        self.items = in_order(items)
 
     def missing(self, cached: Mapping[int, Cached]) -> dict[int, Missing]:
         """Take what is cached of the events' customers; returns what has to be read, by partition."""
         missing: dict[int, Missing] = {}
         presences, customers = self.presences, self.customers
+        newest = {partition: known.presences.newest for partition, known in cached.items()}
         for item in self.items:
             customer, event = item.customer, item.event
             partition = item.record.partition
+            if event.__class__ is Location:
+                item.presence = newest[partition].get(customer) or cached[partition].presences.get(customer)
+                if item.presence is None:
+                    missing.setdefault(partition, Missing()).hot[customer] = None
+                continue
             if _needs_hot(event) and customer not in presences:
                 hot = cached[partition].presences.get(customer)
                 if hot is None:
                     missing.setdefault(partition, Missing()).hot[customer] = None
                 else:
                     presences[customer] = hot
-            if _needs_cold(event) and customer not in customers:
+            if not _is_presence_timer(event) and customer not in customers:
                 cold = cached[partition].customers.get(customer)
                 if cold is None:
                     missing.setdefault(partition, Missing()).cold[customer] = None
                 else:
                     customers[customer] = cold
         return missing
+
+    def take_presences(self) -> None:
+        """Give every fix its customer's hot record, after those that were missing have been read."""
+        for item in self.items:
+            if item.presence is None and item.event.__class__ is Location:
+                item.presence = self.presences.get(item.customer)
 
     def bury_strays(self, missing: Mapping[int, Missing], homes: Callable[[Sequence[CustomerId]], list[int]]) -> None:
         """Events in a partition that isn't their customer's become dead letters.
@@ -162,15 +183,16 @@ class Batch:
 
     def match(self) -> None:
         """Find the fences of every fix in the batch, in one call."""
-        fixes = [(item, item.event) for item in self.items if isinstance(item.event, Location)]
+        fixes = [item for item in self.items if item.event.__class__ is Location]
         if not fixes:
             return
         fences = self.world.fences
+        positions = [cast("Location", item.event) for item in fixes]
         hits = fences.match(
-            np.array([fix.lat for _, fix in fixes], dtype=np.float64),
-            np.array([fix.lng for _, fix in fixes], dtype=np.float64),
+            np.array([fix.lat for fix in positions], dtype=np.float64),
+            np.array([fix.lng for fix in positions], dtype=np.float64),
         )
-        for (item, _), ordinals in zip(fixes, hits, strict=True):
+        for item, ordinals in zip(fixes, hits, strict=True):
             if ordinals:
                 item.inside = [fences.fences[ordinal] for ordinal in ordinals]
 
@@ -179,15 +201,37 @@ class Batch:
         moments: list[tuple[Item, Moment]] = []
         later: list[Work] = []
         busy: set[CustomerId] = set()
+        presences = {partition: commit.presences for partition, commit in self.commits.items()}
+        late_after_ms = self._rules.late_after_ms
+        nowhere = 0
         for item, moment in waiting:
             if item.customer in busy:
                 later.append((item, moment))
+                continue
+            # What nearly every event is, worked off here without a call: a fix of someone who was nowhere, and still
+            # is. `_fix` would do the same.
+            event, presence = item.event, item.presence
+            if (
+                presence is not None
+                and not item.inside
+                and not presence.inside
+                and moment is None
+                and presence.allowed
+                and event.ts > presence.last_ms
+                and event.ts >= item.record.arrived_ms - late_after_ms
+            ):
+                presence.last_ms = event.ts
+                presences[item.record.partition][item.customer] = presence
+                nowhere += 1
                 continue
             found = [moment] if moment is not None else self.apply(item)
             if found:
                 busy.add(item.customer)
                 moments.append((item, found[0]))
                 later += [(item, other) for other in found[1:]]
+        if nowhere:
+            applied = (topics.LOCATIONS, "applied")
+            self._results[applied] = self._results.get(applied, 0) + nowhere
         return moments, later
 
     def apply(self, item: Item) -> Sequence[Moment]:
@@ -200,7 +244,7 @@ class Batch:
             status, moments = self._fix(item, event)
         elif fold.is_late(event, item.record.arrived_ms, self._rules):
             status, moments = self._late(item)
-        elif isinstance(event, Timer) and event.kind == fold.PRESENCE_TIMER:
+        elif isinstance(event, Timer) and _is_presence_timer(event):
             status, moments = self._presence_timer(item, event)
         else:
             status, moments = self._fold(item)
@@ -214,22 +258,21 @@ class Batch:
         commit.decisions.append(decision)
         if message is not None:
             customer = self.customers[item.customer]
-            self._timers_before.setdefault(item.customer, dict(customer.timers))
+            self._keep_timers(item, customer)
             fold.record_message(customer, message.id, decision)
             commit.customers[item.customer] = customer
             commit.outbox.append(encode_outbox(message))
 
     def finish(self) -> list[Commit]:
         """Every partition's commit, with the timers that changed."""
-        for item in self.items if self._timers_before else ():
-            before = self._timers_before.pop(item.customer, None)
-            if before is None:
+        for customer, (partition, before) in self._timers_before.items():
+            after = self.customers[customer].timers
+            if before == after:
                 continue
-            after = self.customers[item.customer].timers
-            timers = self.commits[item.record.partition].timers
+            timers = self.commits[partition].timers
             for kind in before.keys() | after.keys():
                 if before.get(kind) != after.get(kind):
-                    timers[item.customer, kind] = after.get(kind, 0)
+                    timers[customer, kind] = after.get(kind, 0)
         return [commit for commit in self.commits.values() if commit.offsets]
 
     def count(self, now_ms: int) -> None:
@@ -238,7 +281,8 @@ class Batch:
             metrics.EVENTS.labels(topic, status).inc(events)
         for transition in self._transitions:
             metrics.TRANSITIONS.labels(transition.kind, transition.fence.kind).inc()
-        metrics.EVENT_TO_COMMIT.observe_many_ms([max(0, now_ms - item.record.arrived_ms) for item in self.items])
+        for arrived_ms, events in Tally(map(attrgetter("record.arrived_ms"), self.items)).items():
+            metrics.EVENT_TO_COMMIT.observe_many(max(0, now_ms - arrived_ms) / 1000, events)
         for commit in self.commits.values():
             for letter in commit.dead_letters:
                 metrics.DEAD_LETTERS.labels(letter.reason).inc()
@@ -263,7 +307,9 @@ class Batch:
         )
 
     def _fix(self, item: Item, event: Location) -> tuple[str, Sequence[Moment]]:
-        presence = self.presences[item.customer]
+        presence = item.presence
+        if presence is None:
+            raise LookupError("a fix whose hot record was neither read nor unreadable")
         if not presence.allowed:
             return "no_consent", ()
         if event.ts <= presence.last_ms:
@@ -300,7 +346,7 @@ class Batch:
     def _fold(self, item: Item) -> tuple[str, Sequence[Moment]]:
         event, customer = item.event, self.customers[item.customer]
         commit = self.commits[item.record.partition]
-        self._timers_before.setdefault(item.customer, dict(customer.timers))
+        self._keep_timers(item, customer)
         folded = fold.apply(customer, event, self.world.catalogue.segments, self._rules)
         if folded.status == "applied":
             commit.customers[item.customer] = customer
@@ -314,6 +360,10 @@ class Batch:
         elif isinstance(event, Consent):
             self._allow(item, customer.location_allowed)
         return folded.status, folded.moments
+
+    def _keep_timers(self, item: Item, customer: Customer) -> None:
+        if item.customer not in self._timers_before:
+            self._timers_before[item.customer] = (item.record.partition, dict(customer.timers))
 
     def _allow(self, item: Item, allowed: bool) -> None:
         """Carry the consent to location over to the hot record; without it nobody's place is kept."""
@@ -346,13 +396,11 @@ class Batch:
 
 
 def _needs_hot(event: AnyEvent) -> bool:
-    return isinstance(event, Location | Consent | Erase) or (
-        isinstance(event, Timer) and event.kind == fold.PRESENCE_TIMER
-    )
+    return isinstance(event, Consent | Erase) or _is_presence_timer(event)
 
 
-def _needs_cold(event: AnyEvent) -> bool:
-    return not isinstance(event, Location) and not (isinstance(event, Timer) and event.kind == fold.PRESENCE_TIMER)
+def _is_presence_timer(event: AnyEvent) -> bool:
+    return isinstance(event, Timer) and event.kind == fold.PRESENCE_TIMER
 
 
 def _become(record: msgspec.Struct, other: msgspec.Struct) -> None:

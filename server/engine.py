@@ -29,7 +29,7 @@ from offers.candidates import candidates, stock_wanted
 from offers.decide import decide, screen
 from offers.messages import message_of
 from offers.policy import Policy
-from server.batch import Batch, Cached, Item, Missing, Work, in_order
+from server.batch import Batch, Cached, Item, Missing, Work
 from server.log.base import LogConsumer, Record
 from server.recent import Recent
 from server.state import Commit, Encoded, Ownership, StateStore
@@ -110,7 +110,7 @@ class Engine:
 
     async def _submit(self, records: Sequence[Record]) -> None:
         """Work a batch off, wait for the commit before it, and send its own on its way."""
-        await self._work_off(in_order(record for record in records if record.partition in self._owned))
+        await self._work_off([record for record in records if record.partition in self._owned])
 
     async def _work_off(self, records: Sequence[Record]) -> None:
         if not records:
@@ -202,12 +202,20 @@ class Engine:
             return
         batch.bury_strays(missing, self._state.homes)
         await self._read(batch, missing)
+        batch.take_presences()
 
     async def _read(self, batch: Batch, missing: Mapping[int, Missing]) -> None:
-        """Read records into the batch and the cache: one round trip per partition, two for whom is little known of."""
+        """Read records into the batch and the cache: one round trip, or two if a hot record asks for the cold one."""
         unsettled: dict[int, Missing] = {}
-        for partition, wanted in missing.items():
-            hot, cold = await self._state.fetch(partition, list(wanted.hot), list(wanted.cold))
+        answers = await self._state.fetch(
+            {
+                partition: (list(wanted.hot), list(wanted.cold))
+                for partition, wanted in missing.items()
+                if wanted.hot or wanted.cold
+            }
+        )
+        for partition, (hot, cold) in answers.items():
+            wanted = missing[partition]
             cached = self._cached[partition]
             for customer, profile in zip(wanted.cold, cold, strict=True):
                 if isinstance(profile, UnreadableState):

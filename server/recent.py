@@ -13,28 +13,29 @@ class Recent(Generic[K, V]):
     whole generation goes at once. Nothing goes but in `rotate`, so the caller says when that is safe.
     """
 
-    __slots__ = ("_bound", "_new", "_old")
+    __slots__ = ("_bound", "_old", "newest")
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
-        self._new: dict[K, V] = {}
+        #: What was used since the last generation, for those who look up very often: what is not here may be in `get`.
+        self.newest: dict[K, V] = {}
         self._old: dict[K, V] = {}
 
     def __len__(self) -> int:
-        return len(self._new.keys() | self._old.keys())
+        return len(self.newest.keys() | self._old.keys())
 
     def get(self, key: K) -> V | None:
-        value = self._new.get(key)
+        value = self.newest.get(key)
         if value is None:
             value = self._old.get(key)
             if value is not None:
-                self._new[key] = value
+                self.newest[key] = value
         return value
 
     def put(self, key: K, value: V) -> None:
-        self._new[key] = value
+        self.newest[key] = value
 
     def rotate(self) -> None:
         """Forget the older generation if the newer one is full. What was used since the last call is kept."""
-        if len(self._new) >= self._bound // 2:
-            self._old, self._new = self._new, {}
+        if len(self.newest) >= self._bound // 2:
+            self._old, self.newest = self.newest, {}

@@ -10,7 +10,7 @@ believes the offsets it finds.
 How the records look is `server.stored`'s part.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from typing import NamedTuple, TypeVar, cast
@@ -37,6 +37,9 @@ KEPT_DEAD_LETTERS = 100_000
 TIMER_SEPARATOR = "\x1f"
 
 T = TypeVar("T")
+#: Whose hot and whose cold records to read; and what was found.
+Wanted = tuple[Sequence[CustomerId], Sequence[CustomerId]]
+Found = tuple[list[Hot | UnreadableState], list[Customer | UnreadableState]]
 
 _MSGPACK = msgspec.msgpack.Encoder()
 _DECISION = msgspec.json.Decoder(Decision)
@@ -139,7 +142,7 @@ class StateStore:
         """The customers' records, in order; someone never heard of is a blank customer. Raises `UnreadableState`."""
         if not customers:
             return []
-        hot, cold = await self.fetch(partition, customers, customers)
+        hot, cold = (await self.fetch({partition: (customers, customers)}))[partition]
         for record in (*hot, *cold):
             if isinstance(record, UnreadableState):
                 raise record
@@ -148,23 +151,24 @@ class StateStore:
             for profile, presence in zip(cast("list[Customer]", cold), cast("list[Hot]", hot), strict=True)
         ]
 
-    async def fetch(
-        self, partition: int, hot: Sequence[CustomerId], cold: Sequence[CustomerId]
-    ) -> tuple[list[Hot | UnreadableState], list[Customer | UnreadableState]]:
-        """The hot records of some and the cold records of others, in order, in one round trip.
+    async def fetch(self, wanted: Mapping[int, Wanted]) -> dict[int, Found]:
+        """The hot records of some and the cold records of others, by partition, in order, in one round trip.
 
         A record that can't be decoded is returned as the error that says why: the others are good.
         """
-        wanted = [f"{keys.presence(partition, '')}{customer}" for customer in hot]
-        wanted += [f"{keys.customer(partition, '')}{customer}" for customer in cold]
-        if not wanted:
-            return [], []
         with reaching_store():
-            blobs = await self._redis.mget(wanted)
-        return (
-            [_decoded(decode_presence, *pair) for pair in zip(hot, blobs, strict=False)],
-            [_decoded(decode_customer, *pair) for pair in zip(cold, blobs[len(hot) :], strict=True)],
-        )
+            pipe = self._redis.pipeline(transaction=False)
+            for partition, (hot, cold) in wanted.items():
+                names = [f"{keys.presence(partition, '')}{customer}" for customer in hot]
+                pipe.mget(names + [f"{keys.customer(partition, '')}{customer}" for customer in cold])
+            answers = await pipe.execute() if wanted else []
+        return {
+            partition: (
+                [_decoded(decode_presence, customer, blob) for customer, blob in zip(hot, blobs, strict=False)],
+                [_decoded(decode_customer, *pair) for pair in zip(cold, blobs[len(hot) :], strict=True)],
+            )
+            for (partition, (hot, cold)), blobs in zip(wanted.items(), answers, strict=True)
+        }
 
     async def read(self, customer: CustomerId) -> Known | None:
         """One customer as last committed, or None if nothing is known of them."""

@@ -142,12 +142,20 @@ class WorldStore:
         pairs = list(dict.fromkeys(wanted))
         if not pairs:
             return {}
+        by_store: dict[StoreId, list[Sku]] = {}
+        for store, sku in pairs:
+            by_store.setdefault(store, []).append(sku)
         with reaching_store():
             async with self._redis.pipeline(transaction=False) as pipe:
-                for store, sku in pairs:
-                    pipe.hget(keys.stock(store), sku)
-                found = await pipe.execute()
-        return {pair: int(quantity) for pair, quantity in zip(pairs, found, strict=True) if quantity is not None}
+                for store, skus in by_store.items():
+                    pipe.hmget(keys.stock(store), skus)
+                answers = await pipe.execute()
+        return {
+            (store, sku): int(quantity)
+            for (store, skus), found in zip(by_store.items(), answers, strict=True)
+            for sku, quantity in zip(skus, found, strict=True)
+            if quantity is not None
+        }
 
     async def refresh(self) -> None:
         """Swap in the newest version, if there is one and it can be used; else `problem` says why not."""
