@@ -86,6 +86,11 @@ def coupons_of(customer_id: str) -> str:
     return f"{PREFIX}coupons:{{{customer_id}}}"
 
 
+def budget(promotion: str, part: str) -> str:
+    """What is out of a promotion's budget; `part` is totals, records, held or done (see server/budgets.lua)."""
+    return f"{PREFIX}budget:{{{promotion}}}:{part}"
+
+
 def channel_stream(channel: str) -> str:
     """Stream: the last publications of a gateway channel."""
     return f"{PREFIX}channel:{{{channel}}}:stream"
