@@ -1,225 +1,375 @@
-"""How many events a second one engine process takes through the real commit, on Valkey Streams and on Kafka.
+"""How many events a second one engine process takes through its commit, and how soon, on Kafka and on Valkey Streams.
 
-    python -m bench.engine [--events 60000] [--customers 20000] [--stores 200] [--kafka host:port]
+    python -m bench.engine [--log kafka|streams|both] [--events 400000]
+    python -m bench.engine --processes 2       so many engine processes in one group, against one
+    python -m bench.engine --scaling           cost per event against known customers and against fences
+    python -m bench.engine --soak MINUTES      memory and descriptors under a steady load
 
-Position fixes of shoppers in a city of stores (each with a vicinity, a store and two departments), most of them near no
-store, one in ten at one, plus cart and consent events. The log is filled first; then one engine works it off: decode,
-match, fold, decide, ONNX score and atomic commit to a real Valkey (append-only file on). The floor is the same loop
-without the engine: fetch and decode only. Without `--kafka` a broker is started from Maven's jars, as in the tests.
+A city of 1,000 stores and 20,000 fences, 200,000 customers whose records are in the store, fixes of which 2 % cause a
+transition, 5 % cart and purchase events, promotions and the shipped model (see `bench.city`). The engine is the
+server's, in a process of its own with its default settings; its store is the embedded Valkey with its append-only file.
+
+First every customer sends a fix (the warm-up: all are read from the store into the cache), then the measured events are
+put into the log while the engine stands at a gate, then it works them off. The floor is a process that only fetches and
+decodes the same records, without any code of the server's. The peer is a Quix Streams application that does the same
+job (`bench.quix`), over the same records of the first customers. Latency is from handing an event to the log's client
+until the engine, its batch committed, tells the log how far it got, at a steady rate; all on one machine's clock.
+
+The last line is one JSON object. `--kafka` uses a Kafka without data instead of starting one.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
+import os
+import pickle
 import random
-import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from models.scorer import Scorer
-from nearcast import metrics, topics
-from nearcast.clock import SystemClock
-from nearcast.events import TOPIC_OF, Cart, Consent, Event, Location, decode, encode
-from nearcast.fold import FoldRules
-from nearcast.world import Circle, Discount, Fence, Product, Promotion, Stock, Store, What, Who, Words
-from offers.policy import Policy
+import msgspec
+import numpy as np
+
+from bench.city import FENCES_PER_STORE, Traffic, city, share_of_transitions
+from bench.floor import Floor
+from bench.load import Produced, number_of
+from bench.processes import PARTITIONS, Commit, Ends, Order, Phase, Place, Process, Ready, usage
+from bench.quix import peer
+from bench.rig import Rig, producer, rig, site
 from offers.worldfile import WorldFile
-from server.engine import Engine
-from server.log.base import Entry, EventLog, LogConsumer
-from server.log.kafka import KafkaLog, KafkaOptions
-from server.log.streams import StreamsLog
-from server.state import StateStore
-from server.store import client_of
-from server.valkey import EmbeddedValkey
-from server.world import WorldStore
 
-PARTITIONS = 4
-LAT, LNG, DEGREES = 48.2, 16.37, 0.12
-BATCH_EVENTS = 1_000
+Row = dict[str, Any]
 
-
-def city(stores: int, chance: random.Random) -> WorldFile:
-    """Stores scattered over a city, four fences each, and two promotions."""
-    world = WorldFile(
-        products=[Product(sku="beans", name="Beans", segment="coffee", price_cents=1_299)],
-        promotions=[
-            Promotion(
-                id="cart",
-                name="Cart",
-                trigger="walk_past",
-                who=Who(in_cart=True),
-                what=What(discount=Discount(percent=15)),
-                words={"en": Words(title="{{ product }}")},
-            ),
-            Promotion(id="enter", name="Enter", trigger="enter", words={"en": Words(title="Welcome")}),
-        ],
-    )
-    for n in range(stores):
-        lat, lng = LAT + chance.uniform(-DEGREES, DEGREES), LNG + chance.uniform(-DEGREES, DEGREES)
-        world.stores.append(Store(id=f"s{n}", name=f"Store {n}", lat=lat, lng=lng))
-        for kind, radius_m in (("vicinity", 120.0), ("store", 40.0), ("department", 15.0), ("department", 8.0)):
-            world.fences.append(
-                Fence(id=f"s{n}-{kind}-{radius_m}", store=f"s{n}", kind=kind, geometry=Circle((lng, lat), radius_m))  # type: ignore[arg-type]
-            )
-        world.stock.append(Stock(store=f"s{n}", sku="beans", quantity=100))
-    return world
+#: The start of a steady load is not steady: connections are made, caches of the processor are cold.
+_UNSTEADY_S = 1.0
+_SAMPLE_EVERY_S = 10.0
+_KEPT_UP_WITHIN_S = 1.0
+#: Of the peer's warm-up and measured events, the customers.
+_PEER_CUSTOMERS = 10_000
+_SCALE_CUSTOMERS = (1_000, 10_000, 100_000, 1_000_000)
+_SCALE_FENCES = (100, 1_000, 10_000, 100_000)
+_SCALE_EVENTS = 100_000
 
 
-def traffic(events: int, customers: int, world: WorldFile, chance: random.Random, now_ms: int) -> list[Event]:
-    """Nine in ten fixes are anywhere in the city, one in ten is at a store; 2 % are cart events, 3 % consents."""
-    made: list[Event] = []
-    for n in range(events):
-        uid, ts, kind = f"c{chance.randrange(customers)}", now_ms - events + n, chance.random()
-        if kind < 0.02:
-            made.append(Cart(id=f"e{n}", uid=uid, ts=ts, action="add", sku="beans"))
-        elif kind < 0.05:
-            made.append(Consent(id=f"e{n}", uid=uid, ts=ts, scope="websocket", granted=True))
-        elif kind < 0.15:
-            store = chance.choice(world.stores)
-            made.append(Location(id=f"e{n}", uid=uid, ts=ts, lat=store.lat, lng=store.lng, accuracy_m=5.0))
-        else:
-            lat, lng = LAT + chance.uniform(-DEGREES, DEGREES), LNG + chance.uniform(-DEGREES, DEGREES)
-            made.append(Location(id=f"e{n}", uid=uid, ts=ts, lat=lat, lng=lng, accuracy_m=5.0))
-    return made
-
-
-@asynccontextmanager
-async def broker(bootstrap: str | None) -> AsyncIterator[KafkaOptions]:
-    """The given Kafka, or one of our own."""
-    if bootstrap:
-        yield KafkaOptions(bootstrap=bootstrap)
-        return
-    from tests.services.kafka import choose_broker
-
-    kind, why = choose_broker(force_tansu=False)
-    print(f"starting {kind.name}{f', not Apache Kafka: {why}' if why else ''}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        kafka = kind(Path(folder))
-        await kafka.start()
-        try:
-            yield kafka.options()
-        finally:
-            await kafka.stop()
-
-
-async def fill(log: EventLog, events: Sequence[Event]) -> None:
-    entries = [Entry(TOPIC_OF[type(event)], event.customer, encode(event)) for event in events]
-    for first in range(0, len(entries), 2_000):
-        await log.append(entries[first : first + 2_000])
-
-
-async def owning_all(consumer: LogConsumer) -> None:
-    while len(consumer.assignment()[1]) < PARTITIONS:
-        await consumer.fetch(1, 50)
-
-
-async def floor(log: EventLog, events: int) -> float:
-    """Events a second when they are only fetched and decoded."""
-    consumer = log.consumer("bench-floor", topics.CUSTOMER_TOPICS)
-    await consumer.start()
-    await owning_all(consumer)
-    for partition in range(PARTITIONS):
-        await consumer.seek(partition, {})
-    seen, started = 0, time.perf_counter()
-    while seen < events:
-        for record in await consumer.fetch(BATCH_EVENTS, 1_000):
-            decode(record.topic, record.value, position=record.position, arrived_ms=record.arrived_ms)
-            seen += 1
-    elapsed = time.perf_counter() - started
-    await consumer.stop()
-    return events / elapsed
-
-
-async def engine(log: EventLog, url: str, world_file: WorldFile, events: int) -> tuple[float, float]:
-    """Events a second, and a second of this process's processor time, through the whole engine."""
-    redis = client_of(url)
-    world = WorldStore(redis)
-    await world.put(world_file)
-    consumer = log.consumer("bench-engine", topics.CUSTOMER_TOPICS)
-    await consumer.start()
-    await owning_all(consumer)
-    working = Engine(
-        consumer=consumer,
-        state=StateStore(redis, PARTITIONS),
-        world=world,
-        scorer=Scorer.load(Path(str(resources.files("models").joinpath("artifacts", "redeem")))),
-        rules=FoldRules(),
-        policy=Policy(),
-        clock=SystemClock(),
-        batch_events=BATCH_EVENTS,
-        cached_customers=200_000,
-    )
-    # The engine's own counter: asking the store for the lag would be work for the store.
-    before, started, cpu = committed(), time.perf_counter(), time.process_time()
-    task = asyncio.create_task(working.run())
-    while committed() - before < events:
-        await asyncio.sleep(0.02)
-    elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await consumer.stop()
-    await redis.aclose()
-    return events / elapsed, events / cpu
-
-
-def committed() -> float:
-    """Events whose effects this process has committed so far."""
-    (family,) = metrics.EVENTS.collect()
-    return sum(sample.value for sample in family.samples if sample.name.endswith("_total"))
-
-
-async def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    chance = random.Random(7)
-    world = city(arguments.stores, chance)
-    events = traffic(arguments.events, arguments.customers, world, chance, SystemClock().now_ms())
-    results: dict[str, dict[str, float]] = {}
-    for name in ("valkey streams", "kafka"):
-        with tempfile.TemporaryDirectory() as folder:
-            valkey = EmbeddedValkey(Path(folder))
-            await valkey.start()
-            try:
-                if name == "kafka":
-                    async with broker(arguments.kafka) as options:
-                        results[name] = await measure(KafkaLog(options, PARTITIONS), valkey.url, world, events)
-                else:
-                    results[name] = await measure(StreamsLog(valkey.url, PARTITIONS), valkey.url, world, events)
-            finally:
-                await valkey.stop()
-    return results
-
-
-async def measure(log: EventLog, url: str, world: WorldFile, events: Sequence[Event]) -> dict[str, float]:
-    await log.start()
-    await fill(log, events)
-    bare = await floor(log, len(events))
-    per_second, per_cpu_second = await engine(log, url, world, len(events))
-    await log.stop()
-    return {
-        "events_per_s": round(per_second),
-        "events_per_cpu_s": round(per_cpu_second),
-        "fetch_and_decode_per_s": round(bare),
-        "share_of_floor": round(per_second / bare, 3),
+async def standard(arguments: argparse.Namespace) -> Row:
+    """Throughput, floor, latency, peer; on each log."""
+    world = city(arguments.stores, random.Random(7), arguments.fences)
+    planned = 2 * arguments.customers + arguments.events
+    rows: dict[str, Row] = {}
+    for log in ("kafka", "streams") if arguments.log == "both" else (arguments.log,):
+        print(f"-- on {log}", flush=True)
+        async with (
+            site(log, arguments.kafka) as place,
+            rig(place, world, arguments.customers, planned) as here,
+        ):
+            rows[log] = await one_log(arguments, world, here, first=not rows)
+    row = rows.get("kafka") or rows["streams"]
+    headline = {name: row[name] for name in ("events_per_s", "events_per_cpu_s", "floor_ratio")}
+    return headline | {
+        "quix_ratio": row.get("quix_ratio"),
+        "p50_ms": {rate: each["p50_ms"] for rate, each in row["latency"].items()},
+        "p99_ms": {rate: each["p99_ms"] for rate, each in row["latency"].items()},
+        "stores": len(world.stores),
+        "fences": len(world.fences),
+        "customers": arguments.customers,
+        "events": arguments.events,
+        "logs": rows,
     }
+
+
+async def one_log(arguments: argparse.Namespace, world: WorldFile, here: Rig, *, first: bool) -> Row:
+    row: Row = {}
+    warm_up, measured = here.walk.everyone(), here.walk.next(arguments.events)
+    print(f"warm-up: {len(warm_up):,} events; measured: {len(measured):,}", flush=True)
+    if first:
+        row["transition_share"] = round(share_of_transitions(world, warm_up, measured), 4)
+        print(f"of the measured fixes {row['transition_share']:.2%} cause a transition", flush=True)
+    worker = await here.worker(first=True, customers=arguments.customers)
+    try:
+        rss_before = usage(worker.pid).rss_bytes
+        await here.fill(warm_up)
+        cold = await here.run(worker)
+        row["warm_up_events_per_s"] = round(len(warm_up) / cold.seconds)
+        row["bytes_per_cached_customer"] = round((cold.rss_bytes - rss_before) / here.walk.customers)
+        after = here.ends()
+        await here.fill(measured)
+        row |= await throughput(here, worker, len(measured))
+        floor = await bare(here, len(measured), after)
+        row["floor_events_per_s"] = round(floor.events / floor.seconds)
+        row["floor_ratio"] = round(row["events_per_s"] / row["floor_events_per_s"], 3)
+        show(row)
+        row["latency"] = {str(rate): await latency(here, worker, rate, arguments.seconds) for rate in arguments.rates}
+    finally:
+        await worker.stop()
+    if here.site.kafka and not arguments.no_quix:
+        row |= await against_quix(arguments, here, warm_up, measured, row)
+    return row
+
+
+async def throughput(here: Rig, worker: Process, events: int) -> Row:
+    before = await here.site.service_cpu_s()
+    phase = await here.run(worker)
+    after = await here.site.service_cpu_s()
+    return {
+        "events_per_s": round(events / phase.seconds),
+        "events_per_cpu_s": round(events / phase.cpu_s),
+        "engine_cpu_us": round(phase.cpu_s / events * 1e6, 2),
+        **{f"{name}_cpu_us": round((after[name] - used) / events * 1e6, 2) for name, used in before.items()},
+        "stage_us": {stage: round(seconds / events * 1e6, 2) for stage, seconds in phase.stages.items()},
+        "events_per_batch": round(events / phase.batches) if phase.batches else None,
+        "counters": {name: round(count) for name, count in phase.counters.items()},
+    }
+
+
+async def bare(here: Rig, events: int, after: Sequence[Ends]) -> Floor:
+    file = here.site.folder / "after.json"
+    file.write_bytes(msgspec.json.encode(after))
+    process = await Process.start(
+        here.site.folder / "floor.log",
+        "bench.floor",
+        *("--events", str(events), "--after", str(file)),
+        *here.site.log,
+    )
+    try:
+        return await process.answer(Floor)
+    finally:
+        await process.stop()
+
+
+async def latency(here: Rig, worker: Process, rate: float, seconds: float) -> Row:
+    load = await producer(here, rate, seconds)
+    try:
+        await worker.ask(Order(record=True), Ready)
+        produced = await load.ask(Order(), Produced)
+        here.walk = pickle.loads(here.walk_file.read_bytes())
+    finally:
+        await load.stop()
+    ended_s = time.monotonic()
+    here.note(produced.ends)
+    commits = here.site.folder / "commits.json"
+    phase = await worker.ask(Order(here.ends(), commits=str(commits)), Phase)
+    times = _latencies_ms(
+        dict(np.load(here.produced_file)),
+        msgspec.json.decode(commits.read_bytes(), type=list[Commit]),
+    )
+    row = {
+        "p50_ms": round(float(np.percentile(times, 50)), 2),
+        "p99_ms": round(float(np.percentile(times, 99)), 2),
+        "events": len(times),
+        "produced_per_s": round(produced.events / produced.seconds),
+        "kept_up": phase.ended_s - ended_s < _KEPT_UP_WITHIN_S,
+        "engine_cpu_us": round(phase.cpu_s / produced.events * 1e6, 2),
+    }
+    print(f"{rate:>9,} events/s: {row}", flush=True)
+    return row
+
+
+def _latencies_ms(produced: Mapping[str, Any], commits: Sequence[Commit]) -> np.ndarray[Any, Any]:
+    """From hand-over to commit, of each event that was handed over `_UNSTEADY_S` or more after the first."""
+    committed: dict[Place, list[tuple[int, int]]] = {}
+    for commit in commits:
+        for topic, position in commit.positions.items():
+            committed.setdefault((topic, commit.partition), []).append((number_of(position), commit.at_ns))
+    first_ns = min(int(columns[1, 0]) for columns in produced.values())
+    found = []
+    for name, columns in produced.items():
+        topic, _, partition = name.partition(" ")
+        positions, at_ns = np.array(committed[topic, int(partition)]).T
+        commit_of = np.searchsorted(positions, columns[0])
+        steady = columns[1] >= first_ns + _UNSTEADY_S * 1e9
+        found.append((at_ns[commit_of] - columns[1])[steady] / 1e6)
+    return np.concatenate(found)
+
+
+async def processes(arguments: argparse.Namespace) -> Row:
+    """The same kind of load, worked off by one engine process and then by several in its group, each with its share."""
+    log = "kafka" if arguments.log == "both" else arguments.log
+    world = city(arguments.stores, random.Random(7), arguments.fences)
+    row: Row = {"cores": os.cpu_count()}
+    planned = 4 * arguments.customers + 2 * arguments.events
+    async with site(log, arguments.kafka) as place, rig(place, world, arguments.customers, planned) as here:
+        for count in (1, arguments.processes):
+            here.settle()
+            workers = [await here.worker(first=count == 1, customers=arguments.customers)]
+            try:
+                workers += [await here.worker(first=False) for _ in range(count - 1)]
+                shares = await _shares(workers)
+                # Their caches are empty: a fix of everyone, not measured.
+                for traffic in (here.walk.everyone(), here.walk.next(arguments.events)):
+                    await here.fill(traffic)
+                    phases = await asyncio.gather(
+                        *(here.run(worker, share) for worker, share in zip(workers, shares, strict=True))
+                    )
+                seconds = max(phase.ended_s for phase in phases) - min(phase.started_s for phase in phases)
+                row[f"events_per_s_of_{count}"] = round(arguments.events / seconds)
+            finally:
+                for worker in workers:
+                    await worker.stop()
+    row["ratio"] = round(row[f"events_per_s_of_{arguments.processes}"] / row["events_per_s_of_1"], 2)
+    return row
+
+
+async def _shares(workers: Sequence[Process]) -> list[list[int]]:
+    """Wait until the workers have the partitions between them; each one's."""
+    async with asyncio.timeout(60):
+        while True:
+            shares = [(await worker.ask(Order(status=True), Ready)).partitions for worker in workers]
+            if all(shares) and sorted(itertools.chain(*shares)) == list(range(PARTITIONS)):
+                return shares
+            await asyncio.sleep(0.2)
+
+
+async def against_quix(arguments: argparse.Namespace, here: Rig, warm_up: Traffic, measured: Traffic, row: Row) -> Row:
+    if why := await peer.install():
+        print(f"no Quix Streams: {why}")
+        return {"quix_ratio": None, "quix": why}
+    warm_up, measured = warm_up.of_customers(_PEER_CUSTOMERS), measured.of_customers(_PEER_CUSTOMERS)
+    measured = measured.part(0, arguments.quix_events)
+    result = await peer.measure(
+        here.site.folder,
+        str(here.site.kafka),
+        here.world_file,
+        here.walk,
+        warm_up,
+        measured.part(0, arguments.quix_events),
+    )
+    per_s = result.events / result.seconds
+    quix = msgspec.to_builtins(result) | {
+        "events_per_s": round(per_s),
+        "events_per_cpu_s": round(result.events / result.cpu_s),
+        "warm_up": len(warm_up),
+    }
+    print(f"Quix Streams: {quix}", flush=True)
+    return {
+        "quix_ratio": round(row["events_per_s"] / per_s, 1),
+        "quix_cpu_ratio": round(row["events_per_cpu_s"] * result.cpu_s / result.events, 1),
+        "quix": quix,
+    }
+
+
+async def scaling(arguments: argparse.Namespace) -> Row:
+    """Processor time per event: more customers (in few fences), then more fences (with few customers)."""
+    log = "kafka" if arguments.log == "both" else arguments.log
+    customers = [(known, 2_000) for known in arguments.scale_customers]
+    fences = [(10_000, fences) for fences in arguments.scale_fences]
+    rows: dict[str, list[Row]] = {"customers": [], "fences": []}
+    for kind, steps in (("customers", customers), ("fences", fences)):
+        for known, wanted in steps:
+            world = city(max(1, wanted // FENCES_PER_STORE), random.Random(7), wanted)
+            planned = 2 * known + arguments.scale_events
+            async with site(log, arguments.kafka) as place, rig(place, world, known, planned) as here:
+                worker = await here.worker(first=True, customers=known)
+                try:
+                    await here.fill(here.walk.everyone())
+                    await here.run(worker)
+                    await here.fill(here.walk.next(arguments.scale_events))
+                    row = {"customers": known, "fences": len(world.fences)}
+                    row |= await throughput(here, worker, arguments.scale_events)
+                finally:
+                    await worker.stop()
+            rows[kind].append(row)
+            print(
+                f"{known:>10,} customers {len(world.fences):>8,} fences: engine "
+                f"{row['engine_cpu_us']:.2f} us, Valkey {row['valkey_cpu_us']:.2f} us",
+                flush=True,
+            )
+    growth = {
+        f"{kind}_growth": round(steps[-1]["engine_cpu_us"] / steps[0]["engine_cpu_us"], 2)
+        for kind, steps in rows.items()
+    }
+    return growth | rows
+
+
+async def soak(arguments: argparse.Namespace) -> Row:
+    """Memory and descriptors of the engine under a steady load, and how fast they grow."""
+    log = "kafka" if arguments.log == "both" else arguments.log
+    world = city(arguments.stores, random.Random(7), arguments.fences)
+    seconds = arguments.soak * 60
+    samples = []
+    async with (
+        site(log, arguments.kafka) as place,
+        rig(place, world, arguments.customers, 2 * arguments.customers) as here,
+    ):
+        worker = await here.worker(first=True, customers=arguments.customers)
+        try:
+            await here.fill(here.walk.everyone())
+            await here.run(worker)
+            load = await producer(here, arguments.soak_rate, seconds, "--steady")
+            try:
+                await worker.ask(Order(), Ready)
+                answer = asyncio.create_task(load.ask(Order(), Produced))
+                started = time.monotonic()
+                while not answer.done():
+                    used = usage(worker.pid)
+                    samples.append((time.monotonic() - started, used.rss_bytes, used.descriptors))
+                    await asyncio.wait({answer}, timeout=arguments.sample_every)
+                produced = await answer
+            finally:
+                await load.stop()
+            here.note(produced.ends)
+            phase = await worker.ask(Order(here.ends()), Phase)
+        finally:
+            await worker.stop()
+    # The first fifth, when buffers and caches still grow to their bounds, says nothing of what comes after.
+    steady = np.array(samples[len(samples) // 5 :], dtype=np.float64)
+    slopes = np.polyfit(steady[:, 0], steady[:, 1:], 1)[0] * 3600 if len(steady) > 1 else np.zeros(2)
+    return {
+        "minutes": arguments.soak,
+        "events_per_s": round(produced.events / produced.seconds),
+        "engine_cpu_us": round(phase.cpu_s / produced.events * 1e6, 2),
+        "rss_mib": [round(rss / 2**20, 1) for _, rss, _ in samples],
+        "descriptors": [descriptors for *_, descriptors in samples],
+        "rss_mib_per_hour": round(float(slopes[0]) / 2**20, 2),
+        "descriptors_per_hour": round(float(slopes[1]), 2),
+    }
+
+
+def show(row: Row) -> None:
+    stages = row["stage_us"]
+    print(f"{'microseconds per event':<34}{'':>10}")
+    for stage, spent in stages.items():
+        print(f"  stage {stage:<26}{spent:>10.2f}")
+    for name in ("engine", "valkey", "kafka"):
+        if f"{name}_cpu_us" in row:
+            print(f"  processor time of {name:<14}{row[f'{name}_cpu_us']:>10.2f}")
+    print(
+        f"{row['events_per_s']:,} events/s; {row['events_per_cpu_s']:,} per CPU second; {row['floor_ratio']:.0%} of "
+        f"the floor ({row['floor_events_per_s']:,}); {row['bytes_per_cached_customer']:,} bytes per cached customer",
+        flush=True,
+    )
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=60_000)
-    parser.add_argument("--customers", type=int, default=20_000)
-    parser.add_argument("--stores", type=int, default=200)
+    parser.add_argument("--log", choices=("kafka", "streams", "both"), default="both")
     parser.add_argument("--kafka", help="bootstrap servers of a Kafka without data; default: start one")
+    parser.add_argument("--events", type=int, default=400_000, help="measured, after the warm-up")
+    parser.add_argument("--customers", type=int, default=200_000)
+    parser.add_argument("--stores", type=int, default=1_000)
+    parser.add_argument("--fences", type=int, default=20_000, help="of all stores together; twenty a store at most")
+    parser.add_argument("--rates", type=numbers, default=[1_000, 10_000, 50_000], help="events/s, for latency")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each rate")
+    parser.add_argument("--processes", type=int, default=1, help="compare so many engine processes with one")
+    parser.add_argument("--no-quix", action="store_true", help="leave the peer out")
+    parser.add_argument("--quix-events", type=int, default=20_000, help="measured with the peer, at most")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--scale-customers", type=numbers, default=_SCALE_CUSTOMERS)
+    parser.add_argument("--scale-fences", type=numbers, default=_SCALE_FENCES)
+    parser.add_argument("--scale-events", type=int, default=_SCALE_EVENTS)
+    parser.add_argument("--soak", type=float, metavar="MINUTES")
+    parser.add_argument("--soak-rate", type=float, default=5_000, help="events/s")
+    parser.add_argument("--sample-every", type=float, default=_SAMPLE_EVERY_S, help="seconds, while soaking")
     arguments = parser.parse_args()
-    results = asyncio.run(run(arguments))
-    print(f"{'event log':<16}{'events/s':>12}{'per CPU-s':>12}{'floor/s':>12}{'of floor':>10}")
-    for name, row in results.items():
-        print(
-            f"{name:<16}{row['events_per_s']:>12,.0f}{row['events_per_cpu_s']:>12,.0f}"
-            f"{row['fetch_and_decode_per_s']:>12,.0f}{row['share_of_floor']:>10.0%}"
-        )
-    print(json.dumps({"bench": "engine", "events": arguments.events, "stores": arguments.stores, "results": results}))
+    run = standard
+    for mode, wanted in ((soak, arguments.soak), (scaling, arguments.scaling), (processes, arguments.processes > 1)):
+        run = mode if wanted else run
+    print(json.dumps({"bench": "engine", "mode": run.__name__} | asyncio.run(run(arguments))))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import shapely
 
-from bench.engine import DEGREES, LAT, LNG, city
+from bench.city import DEGREES, LAT, LNG, city
 from geofence.index import FenceIndex
 from geofence.tracker import track
 from models import features

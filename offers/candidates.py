@@ -24,8 +24,8 @@ def candidates(moment: Moment, customer: Customer, catalogue: Catalogue) -> list
     return [
         Candidate(promotion=promotion.promotion_id, sku=sku)
         for promotion in catalogue.by_trigger.get(moment.trigger, ())
-        if _fits(promotion.where, moment)
-        for sku in _things(promotion, moment, customer, catalogue)
+        if fits(promotion.where, moment)
+        for sku in things(promotion, moment, customer, catalogue)
     ]
 
 
@@ -37,7 +37,8 @@ def stock_wanted(moment: Moment, candidates: Iterable[Candidate]) -> list[tuple[
     return list(dict.fromkeys((store, candidate.sku) for candidate in candidates if candidate.sku is not None))
 
 
-def _fits(where: Where, moment: Moment) -> bool:
+def fits(where: Where, moment: Moment) -> bool:
+    """Whether the moment is at a place that the promotion asks for."""
     return (
         (not where.stores or moment.store in where.stores)
         and (not where.fences or moment.fence in where.fences)
@@ -45,30 +46,31 @@ def _fits(where: Where, moment: Moment) -> bool:
     )
 
 
-def _things(promotion: Promotion, moment: Moment, customer: Customer, catalogue: Catalogue) -> Sequence[Sku | None]:
+def things(promotion: Promotion, moment: Moment, customer: Customer, catalogue: Catalogue) -> Sequence[Sku | None]:
     """What the promotion would be about, at most MAX_THINGS; [None] if it is about nothing in particular."""
     if moment.sku is not None:
-        fits = _is_of(promotion, moment.sku, catalogue) and _is_owned(promotion, moment.sku, customer)
-        return [moment.sku] if fits else []
+        wanted = is_of(promotion, moment.sku, catalogue) and is_owned(promotion, moment.sku, customer)
+        return [moment.sku] if wanted else []
     if not (promotion.what.skus or promotion.what.segments or promotion.who.in_cart or promotion.who.on_wishlist):
         return [None]
     found: dict[Sku, None] = {}
     for sku in _by_relevance(promotion, moment, customer, catalogue):
-        if _is_owned(promotion, sku, customer):
+        if is_owned(promotion, sku, customer):
             found[sku] = None
             if len(found) == MAX_THINGS:
                 break
     return list(found)
 
 
-def _is_of(promotion: Promotion, sku: Sku, catalogue: Catalogue) -> bool:
+def is_of(promotion: Promotion, sku: Sku, catalogue: Catalogue) -> bool:
+    """True if the promotion is for this thing, whoever has it."""
     what = promotion.what
     if not what.skus and not what.segments:
         return True
     return sku in what.skus or catalogue.segments.get(sku) in what.segments
 
 
-def _is_owned(promotion: Promotion, sku: Sku, customer: Customer) -> bool:
+def is_owned(promotion: Promotion, sku: Sku, customer: Customer) -> bool:
     """True if the thing is in the cart and on the wishlist, as far as the promotion asks for it."""
     who = promotion.who
     return (not who.in_cart or sku in customer.cart) and (not who.on_wishlist or sku in customer.wishlist)
@@ -84,7 +86,7 @@ def _by_relevance(promotion: Promotion, moment: Moment, customer: Customer, cata
     in_cart = {sku: item.changed_ms for sku, item in customer.cart.items()}
     for interest in (in_cart, customer.wishlist, customer.viewed):
         for sku in sorted(interest, key=lambda sku: (-interest[sku], sku)):
-            if _is_of(promotion, sku, catalogue):
+            if is_of(promotion, sku, catalogue):
                 yield sku
     if promotion.who.in_cart or promotion.who.on_wishlist:
         return

@@ -51,6 +51,21 @@ def gate(
     return next((reason for reason, stops in GATES if stops(situation)), None)
 
 
+def every_gate(
+    candidate: Candidate,
+    moment: Moment,
+    customer: Customer,
+    catalogue: Catalogue,
+    stock: Mapping[tuple[StoreId, Sku], int],
+    policy: Policy,
+    now_ms: int,
+) -> list[tuple[Reason, bool]]:
+    """All gates in their order, each with whether it stops the candidate; `gate` asks on only until one does."""
+    promotion = catalogue.promotions[candidate.promotion]
+    situation = Situation(promotion, candidate.sku, moment, customer, catalogue, stock, policy, now_ms)
+    return [(reason, stops(situation)) for reason, stops in GATES]
+
+
 def may_not_contact(customer: Customer, kind: Kind, trigger: Trigger, channels: Iterable[Channel]) -> bool:
     """No consent to any of the channels; or to the use of their location, where that is what led here.
 
@@ -99,13 +114,19 @@ def is_quiet(
 
 
 def used_up(caps: Iterable[Cap], messages: Iterable[SentMessage], now_ms: int) -> bool:
-    """True if one more message now would exceed a cap.
+    """True if one more message now would exceed a cap."""
+    known = list(messages)
+    return any(counted(cap, known, now_ms) >= cap.count for cap in caps)
+
+
+def counted(cap: Cap, messages: Iterable[SentMessage], now_ms: int) -> int:
+    """How many messages count towards a cap now.
 
     A message counts from when it was decided until its period is over, unless it never reached anybody. One that is
     dated later than `now_ms` (events of different topics overtake each other) counts as well.
     """
-    times_ms = [sent.at_ms for sent in messages if sent.status not in UNSEEN]
-    return any(sum(at_ms > now_ms - cap.period_s * 1000 for at_ms in times_ms) >= cap.count for cap in caps)
+    since_ms = now_ms - cap.period_s * 1000
+    return sum(sent.at_ms > since_ms and sent.status not in UNSEEN for sent in messages)
 
 
 def _opted_out(on: Situation) -> bool:
@@ -152,22 +173,30 @@ def _quiet_hours(on: Situation) -> bool:
     return is_quiet(on.customer, on.promotion.kind, on.moment.store, on.catalogue, on.policy, on.now_ms)
 
 
+def messages_of(customer: Customer, promotion: Promotion) -> list[SentMessage]:
+    """What the promotion's own caps count."""
+    return [sent for sent in customer.messages if sent.promotion == promotion.id]
+
+
+def offers_to(customer: Customer, catalogue: Catalogue) -> list[SentMessage]:
+    """What the caps over all promotions count. Alerts go to staff and don't wear the customer out."""
+    promotions = catalogue.promotions
+    return [
+        sent
+        for sent in customer.messages
+        if sent.promotion not in promotions or promotions[sent.promotion].kind == "offer"
+    ]
+
+
 def _capped(on: Situation) -> bool:
-    own = (sent for sent in on.customer.messages if sent.promotion == on.promotion.id)
-    return used_up(on.promotion.caps, own, on.now_ms)
+    return used_up(on.promotion.caps, messages_of(on.customer, on.promotion), on.now_ms)
 
 
 def _capped_overall(on: Situation) -> bool:
-    # Alerts go to staff and don't wear the customer out: they neither count nor are counted.
+    # Alerts neither count nor are counted.
     if on.promotion.kind == "assist":
         return False
-    promotions = on.catalogue.promotions
-    offers = (
-        sent
-        for sent in on.customer.messages
-        if sent.promotion not in promotions or promotions[sent.promotion].kind == "offer"
-    )
-    return used_up(on.policy.caps, offers, on.now_ms)
+    return used_up(on.policy.caps, offers_to(on.customer, on.catalogue), on.now_ms)
 
 
 #: The order: what forbids any contact first, then what rules the promotion out, then what may be different later.

@@ -12,6 +12,8 @@ import click
 from nearcast import __version__
 from nearcast.errors import ConfigurationError, InputError, NearcastError, Unavailable
 from server import settings as settings_module
+from server.commands.dead_letters import dead_letters
+from server.commands.replay import record, replay
 from server.credentials import secrets_for
 
 T = TypeVar("T")
@@ -94,6 +96,11 @@ def train(out: Path, seed: int) -> None:
 
         report = _guarded(lambda: run(out, seed=seed, progress=progress))
     click.echo(report.summary())
+
+
+main.add_command(dead_letters)
+main.add_command(record)
+main.add_command(replay)
 
 
 @main.group()

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from channels.gateway.streams import ChannelStreams
-from nearcast import keys
 from nearcast.clock import Clock, SystemClock
-from nearcast.errors import ConfigurationError
 from nearcast.world import Cap
 from offers.policy import Policy, QuietHours
 from server.api.links import LinkSigner
@@ -22,9 +20,10 @@ from server.log.base import EventLog
 from server.log.kafka import KafkaLog, KafkaOptions
 from server.log.leases import forget_predecessors
 from server.log.streams import StreamsLog
+from server.provenance import check_provenance, note_provenance
 from server.settings import Settings, parse_quiet_hours
 from server.state import StateStore
-from server.store import client_of, reaching_store, text
+from server.store import client_of, reaching_store
 from server.valkey import EmbeddedValkey
 from server.world import WorldStore
 from server.world_files import read_worlds
@@ -78,10 +77,11 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             await forget_predecessors(redis)
         committing = client_of(redis_url)
         stack.push_async_callback(committing.aclose)
-        await _settle_on_log(redis, settings)
-        log = _log(settings, redis_url)
+        await check_provenance(redis, settings)
+        log = log_of(settings, redis_url)
         await log.start()
         stack.push_async_callback(log.stop)
+        await note_provenance(redis, settings)
         # The owner of a data directory is alone with its store, so after a crash it may take up its old name, and with
         # it what it had begun. Processes that share a store need names of their own (in containers all are pid 1).
         node = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}" if settings.redis_url else "embedded"
@@ -99,7 +99,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             redis=redis,
             log=log,
             # On connections of its own, so that a crowd of requests can't keep the engine from committing.
-            state=StateStore(committing, settings.partitions),
+            state=StateStore(committing, settings.partitions, settings.dead_letters_limit),
             world=world,
             intake=Intake(log, clock),
             opt_outs=OptOuts(redis, settings.partitions),
@@ -113,21 +113,10 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         )
 
 
-async def _settle_on_log(redis: Redis, settings: Settings) -> None:
-    """Offsets in the store mean positions in one kind of log; with another one they would mean nothing."""
-    kind = "streams" if settings.kafka is None else "kafka"
-    with reaching_store():
-        await redis.set(keys.log_kind(), kind, nx=True)
-        settled = text(await redis.get(keys.log_kind()) or kind)
-    if settled != kind:
-        raise ConfigurationError(
-            f"NEARCAST_KAFKA: this store has worked with {settled} as its event log; its offsets mean nothing on {kind}"
-        )
-
-
-def _log(settings: Settings, redis_url: str) -> EventLog:
+def log_of(settings: Settings, redis_url: str) -> EventLog:
+    """The event log that the settings ask for, not started yet."""
     if settings.kafka is None:
-        return StreamsLog(redis_url, settings.partitions)
+        return StreamsLog(redis_url, settings.partitions, instance_id=settings.instance_id)
     password = settings.kafka_password
     options = KafkaOptions(
         bootstrap=settings.kafka,
@@ -138,5 +127,7 @@ def _log(settings: Settings, redis_url: str) -> EventLog:
         replication=settings.kafka_replication,
         ssl_ca_file=str(settings.kafka_ca_file) if settings.kafka_ca_file else None,
         idempotent=settings.kafka_idempotent,
+        instance_id=settings.instance_id,
+        create_topics=settings.kafka_create_topics,
     )
     return KafkaLog(options, settings.partitions)

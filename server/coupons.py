@@ -7,10 +7,14 @@ coupon's own key, so any number of processes may work on one coupon; each step c
 gives the same code, redeeming again with the same redemption id is the same success. Rolling a redemption back, or
 calling it off before its request has arrived, forbids that redemption id for good.
 
+An index per customer names their coupons, so that erasing a customer finds them all, however old. It is written before
+the coupon, so a crash in between leaves the name of a coupon that isn't there. An erased customer's coupons are
+deleted: their codes are as unknown to a till as any made-up one, and no record of them is left.
+
 The book must not tell a code that never existed from one that is long gone, and must not log codes or customers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -43,6 +47,13 @@ from nearcast.world import Discount, Promotion
 #: How long a coupon is kept after its end, for returns and for the till's questions.
 KEEP_MS = 7 * 86_400_000
 
+#: KEYS: the customer's index. ARGV: the code, until when it is kept, and now, in ms. What is over is dropped.
+_INDEX = """
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[3])
+redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', last - ARGV[3]))
+"""
 _AWAY = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError, OSError)
 _CODE_LENGTH = 20
 
@@ -78,6 +89,7 @@ class CouponBook:
         self._secret = secret
         self._clock = clock
         self._redis = redis
+        self._index = redis.register_script(_INDEX)
         self._script = redis.register_script(Path(__file__).with_suffix(".lua").read_text(encoding="utf-8"))
 
     def code_of(self, decision: DecisionId) -> CouponCode:
@@ -86,8 +98,14 @@ class CouponBook:
 
     async def apply(self, offer: AppliedOffer) -> Coupon:
         """The decision's coupon, minted now or long ago. Raises `Gone` if it would be born expired."""
-        arguments = (msgspec.json.encode(offer), offer.expires_ms, KEEP_MS)
-        return await self._step("apply", self.code_of(offer.decision), *arguments)
+        code = self.code_of(offer.decision)
+        try:
+            await self._index(
+                keys=[keys.coupons_of(offer.customer)], args=[code, offer.expires_ms + KEEP_MS, self._clock.now_ms()]
+            )
+        except _AWAY as error:
+            raise Unavailable("the coupon store can't be reached") from error
+        return await self._step("apply", code, msgspec.json.encode(offer), offer.expires_ms, KEEP_MS)
 
     async def validate(self, code: str) -> Coupon:
         """The coupon of a code as typed at a till. Raises `NotFound`."""
@@ -101,13 +119,21 @@ class CouponBook:
         """Call a redemption off. Raises `NotFound`, or `Conflict` if another redemption holds the coupon."""
         return await self._step("rollback", normalise_code(code), redemption_id)
 
-    async def forget(self, decisions: Iterable[DecisionId]) -> None:
-        """Delete the coupons of these decisions: part of erasing a customer. Their codes become unknown."""
+    async def forget(self, customer: CustomerId) -> int:
+        """Delete all coupons of a customer; how many there were. Their codes become unknown."""
+        index = keys.coupons_of(customer)
         try:
-            for decision in decisions:
-                await self._redis.unlink(keys.coupon(self.code_of(decision)))
+            found = cast("list[bytes | str]", await self._redis.zrange(index, 0, -1))
+            codes = [CouponCode(_text(code)) for code in found]
+            gone = 0
+            for code in codes:
+                gone += await self._redis.unlink(keys.coupon(code))
+            # Only the codes read: one applied in between stays in the index, for the next time.
+            if codes:
+                await self._redis.zrem(index, *codes)
         except _AWAY as error:
             raise Unavailable("the coupon store can't be reached") from error
+        return gone
 
     async def _step(self, step: str, code: CouponCode, *arguments: str | int | bytes) -> Coupon:
         now_ms = self._clock.now_ms()

@@ -8,7 +8,7 @@ from channels.delivery import Delivery
 from nearcast import keys
 from nearcast.clock import Clock
 from nearcast.decisions import Reason
-from nearcast.errors import Fenced
+from nearcast.errors import Fenced, Unavailable, UnreadableState
 from nearcast.events import Channel, DeliveryStatus, Receipt
 from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, MessageId, derived_event_id
 from nearcast.messages import Emitted, Message
@@ -72,7 +72,12 @@ class DeliveryDesk:
     async def prepare(self, message: Message) -> Prepared | Reason:
         """Re-check the message against what is true now; what to send and on which channels, or why not to."""
         partition = self._state.partition(message.customer)
-        customer, presence = (await self._state.load(partition, [message.customer]))[0]
+        try:
+            customer, presence = (await self._state.load(partition, [message.customer]))[0]
+        except UnreadableState:
+            # Until its deadline the message waits for a release that can, or for somebody to mend it. Unnamed: this is
+            # logged.
+            raise Unavailable("the record of a message's customer can't be read") from None
         await self._opt_outs.overlay(customer)
         stock = None
         if message.store is not None and message.sku is not None:

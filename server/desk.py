@@ -4,6 +4,7 @@ Writes about a customer travel through the log, so the engine stays the only wri
 once (an opt-out, an erasure's deletion of pending pushes) is done here as well, before the call returns.
 """
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +19,15 @@ from nearcast import keys, metrics
 from nearcast.clock import Clock
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
-from nearcast.errors import NotFound, Unavailable
+from nearcast.errors import Conflict, NotFound, Unavailable, UnreadableState
 from nearcast.events import Channel, Consent, ConsentScope, DeliveryStatus, Erase, IntakeEvent
-from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, EventId, MessageId, PromotionId
+from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, EventId, MessageId, PromotionId, StoreId
 from nearcast.messages import Push
 from nearcast.world import Promotion
+from offers.candidates import stock_wanted
+from offers.explain import Explanation, explain, situation_for, things_asked
 from offers.messages import message_of
+from offers.policy import Policy
 from offers.worldfile import WorldFile
 from server.api.keyring import KeyRing
 from server.api.links import LinkSigner
@@ -32,9 +36,10 @@ from server.compose import compose
 from server.consents import OptOuts
 from server.coupons import Coupon, CouponBook, apply_offer
 from server.deliveries import append_receipt
+from server.eraser import ERASURE_ASKED, forget_channel
 from server.intake import Intake
 from server.log.base import EventLog
-from server.state import KEPT_DECISIONS, StateStore
+from server.state import KEPT_DECISIONS, Known, StateStore
 from server.store import reaching_store
 from server.world import WorldStore
 
@@ -58,6 +63,7 @@ class Desk:
         tokens: Tokens,
         keyring: KeyRing,
         links: LinkSigner,
+        policy: Policy,
         clock: Clock,
         public_url: str,
         sms_auth_token: str,
@@ -72,6 +78,7 @@ class Desk:
         self._opt_outs = opt_outs
         self._streams = streams
         self._tokens = tokens
+        self._policy = policy
         self.coupons = coupons
         self.keys = keyring
         self.links = links
@@ -106,7 +113,7 @@ class Desk:
         return msgspec.json.encode(lists[kind])
 
     async def customer(self, customer: CustomerId) -> tuple[Customer, Presence] | None:
-        known = await self._state.read(customer)
+        known = await self._known(customer)
         if known is None:
             return None
         await self._opt_outs.overlay(known.customer)
@@ -123,24 +130,50 @@ class Desk:
         )
 
     async def erase(self, customer: CustomerId) -> None:
-        """Erase all that is known of a customer: coupons and pushes now, the state once the log has been read.
+        """Erase all that is known of a customer: coupons and pushes now, the rest once the log has been read.
 
         Until then nothing is sent any more: the opt-out noted here goes together with the state.
         """
         uid, anonymous_id = _ids(customer)
+        partition = self._state.partition(customer)
         await self._opt_outs.withdraw(customer, "all", self.clock.now_ms())
-        made = await self._state.decisions(customer, KEPT_DECISIONS)
-        await self._intake.append([Erase(id=uuid.uuid4().hex, uid=uid, anonymous_id=anonymous_id)])
-        await self.coupons.forget(decision.id for decision in made)
-        channel = f"customer:{customer}"
         with reaching_store():
-            await self._redis.delete(keys.channel_stream(channel), keys.channel_meta(channel))
+            await self._redis.hsetnx(keys.erasures(partition), customer, ERASURE_ASKED)
+        await self._intake.append([Erase(id=uuid.uuid4().hex, uid=uid, anonymous_id=anonymous_id)])
+        await self.coupons.forget(customer)
+        await forget_channel(self._redis, customer)
+
+    async def erasing(self, customer: CustomerId) -> bool:
+        partition = self._state.partition(customer)
+        with reaching_store():
+            return bool(await self._redis.hexists(keys.erasures(partition), customer))
 
     async def decision(self, customer: CustomerId, decision: DecisionId) -> Decision | None:
         return await self._state.decision(customer, decision)
 
     async def decisions(self, customer: CustomerId, limit: int) -> list[Decision]:
         return await self._state.decisions(customer, limit)
+
+    async def why_not(self, customer: CustomerId, promotion: PromotionId, store: StoreId | None) -> Explanation:
+        """What keeps a promotion from a customer: by their state and the world now, and by the decisions of late."""
+        known = await self.customer(customer)
+        if known is None:
+            raise NotFound("unknown_customer", "nothing is known of this customer")
+        profile, presence = known
+        world = self._world.current
+        catalogue = world.catalogue
+        asked = catalogue.promotions.get(promotion)
+        if asked is None:
+            raise NotFound("unknown_promotion", f"there is no promotion {promotion!r} in the world now")
+        if store is not None and store not in catalogue.stores:
+            raise NotFound("unknown_store", f"there is no store {store!r} in the world now")
+        # With many thousand fences this takes a while.
+        moment, assumed = await asyncio.to_thread(
+            situation_for, asked, profile, presence, world.fences.by_id, catalogue, store, self.clock.now_ms()
+        )
+        stock = await self._world.stock(stock_wanted(moment, things_asked(asked, moment, profile, catalogue)))
+        decisions = await self._state.decisions(customer, KEPT_DECISIONS)
+        return explain(asked, moment, assumed, profile, catalogue, stock, self._policy, decisions)
 
     async def promotion(self, promotion: PromotionId) -> Promotion | None:
         return self._world.current.catalogue.promotions.get(promotion)
@@ -165,7 +198,7 @@ class Desk:
         if decision.promotion not in catalogue.promotions:
             return None
         message = message_of(decision, catalogue)
-        known = await self._state.read(decision.customer)
+        known = await self._known(decision.customer)
         if message is None or known is None:
             return None
         return compose(message, known.customer, catalogue, "")
@@ -182,6 +215,15 @@ class Desk:
         except Unavailable:
             components["log"] = "can't be reached"
         return components
+
+    async def _known(self, customer: CustomerId) -> Known | None:
+        try:
+            return await self._state.read(customer)
+        except UnreadableState:
+            raise Conflict(
+                "unreadable_state",
+                "what is stored of this customer can't be read by this release; see the dead letters",
+            ) from None
 
     def mint_token(self, sub: str, role: TokenRole, channels: Sequence[str], ttl_s: int) -> str:
         return self._tokens.mint(sub, role, ttl_s=ttl_s, channels=tuple(channels))

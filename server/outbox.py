@@ -28,7 +28,6 @@ from nearcast.clock import Clock, SystemClock
 from nearcast.errors import InputError, Unavailable
 from nearcast.messages import Message, decode_outbox, encode_outbox
 from nearcast.metrics import DEAD_LETTERS
-from server.state import KEPT_DEAD_LETTERS
 
 log = logging.getLogger("nearcast.server")
 
@@ -47,14 +46,15 @@ end
 #: So many entries at a time, that nobody else waits long for the store.
 _KEEP_AT_ONCE = 500
 
-#: KEYS: the stream, the dead letters. ARGV: the group, the entry, how many dead letters to keep, the letter's fields.
-#: Returns 1 the first time; an entry that is gone already is no second dead letter.
+#: KEYS: the stream, the dead letters. ARGV: the group, the entry, the letter's fields.
+#: Returns 1 the first time; an entry that is gone already is no second dead letter. Nothing is trimmed, and the
+#: engine's limit is not asked: there can't be more of these letters than there were entries.
 _BURY = """
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 if redis.call('XDEL', KEYS[1], ARGV[2]) == 0 then
   return 0
 end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, 4))
+redis.call('XADD', KEYS[2], '*', unpack(ARGV, 3))
 return 1
 """
 
@@ -231,10 +231,12 @@ class ValkeyOutbox:
             "position": entry_id,
             "key": key,
             "value": value,
+            # An entry's id begins with the time of the commit that wrote it.
+            "arrived_ms": entry_id.partition("-")[0],
         }
         fields = [part for item in letter.items() for part in item]
         streams = (keys.outbox(partition), keys.dead_letters(partition))
-        if await self._redis.eval(_BURY, 2, *streams, GROUP, entry_id, KEPT_DEAD_LETTERS, *fields):
+        if await self._redis.eval(_BURY, 2, *streams, GROUP, entry_id, *fields):
             DEAD_LETTERS.labels(reason).inc()
             log.error("outbox entry %s of partition %d is a dead letter: %s", entry_id, partition, reason)
 

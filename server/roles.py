@@ -39,9 +39,11 @@ from server.deliveries import DeliveryDesk
 from server.desk import Desk
 from server.devices import DeviceBackend
 from server.engine import Engine
+from server.eraser import Eraser
 from server.outbox import ValkeyOutbox
-from server.store import client_of
+from server.store import client_of, reaching_store
 from server.timers import TimerPump
+from server.watchdog import Watchdog
 
 ENGINE_GROUP = "nearcast.engine"
 CATALOGUE_GROUP = "nearcast.catalogue"
@@ -72,6 +74,7 @@ def make_desk(core: Core) -> Desk:
         tokens=Tokens(secrets.token.encode(), core.clock),
         keyring=KeyRing(secrets.api_keys.items()),
         links=core.links,
+        policy=core.policy,
         clock=core.clock,
         public_url=core.public_url,
         sms_auth_token=token.get_secret_value() if token else "",
@@ -94,18 +97,43 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
         state=core.state,
         world=core.world,
         scorer=Scorer.load(model),
-        rules=FoldRules(cart_abandoned_after_ms=round(settings.cart_abandoned_after_s * 1000)),
+        rules=FoldRules(
+            cart_abandoned_after_ms=round(settings.cart_abandoned_after_s * 1000),
+            late_after_ms=round(settings.late_after_s * 1000),
+        ),
         policy=core.policy,
         clock=core.clock,
         batch_events=settings.batch_events,
         cached_customers=settings.cached_customers,
     )
+    coupons = CouponBook(core.redis, core.secrets.coupon.encode(), core.clock)
+    eraser = Eraser(
+        core.redis,
+        settings.partitions,
+        lambda: engine.partitions,
+        coupons,
+        core.clock,
+        log_in_store=settings.kafka is None,
+    )
     timers = TimerPump(core.state, core.intake, lambda: engine.partitions, core.clock)
-    feed = CatalogueFeed(feed_consumer, core.world, core.redis)
+    feed = CatalogueFeed(feed_consumer, core.world, core.redis, settings.dead_letters_limit)
+
+    async def answering() -> None:
+        await core.log.check()
+        with reaching_store():
+            await core.redis.ping()
+
+    dogs = [
+        Watchdog(name, watched, answering, settings.stall_after_s)
+        for name, watched in (("engine", consumer), ("catalogue feed", feed_consumer))
+    ]
     return [
         Root("engine", engine.run),
         Root("timers", timers.run),
+        Root("eraser", eraser.run),
         Root("catalogue feed", feed.run),
+        Root("engine watchdog", dogs[0].run),
+        Root("catalogue watchdog", dogs[1].run),
         Root("backlog", lambda: watch_backlog(consumer, core.redis, lambda: engine.partitions)),
     ]
 

@@ -1,16 +1,17 @@
-"""One customer over HTTP: read, consent, decisions, erase.
+"""One customer over HTTP: read, consent, decisions, erase, and how far erasing got.
 
 A customer's id may hold a slash, so these paths take the rest of the path as the id.
 """
 
 from typing import Annotated
+from urllib.parse import quote
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from nearcast.errors import NotFound
 from nearcast.events import ConsentScope
-from nearcast.ids import CustomerId
+from nearcast.ids import CustomerId, PromotionId, StoreId
 from server.api.auth import Allow, Behind
 from server.api.bodies import accepts, answer, checked_id, read
 
@@ -45,8 +46,31 @@ async def put_consent(customer: str, request: Request, services: Behind) -> Resp
 
 @router.get("/v1/customers/{customer:path}/decisions", dependencies=[Depends(Allow("admin"))])
 async def get_decisions(customer: str, services: Behind, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Response:
-    """The newest decisions about a customer, with every gate and score."""
+    """The newest decisions about a customer, newest first: the moment, and every candidate with its gate and scores.
+
+    A candidate's `stopped_by` names the gate that stopped it, or says `outranked`; the winner has none. `propensity`
+    and `expected_cents` are there for those that got as far as the model. The newest 100 of the last 30 days are kept.
+    """
     return answer({"decisions": await services.decisions(_id(customer), limit)})
+
+
+@router.get("/v1/customers/{customer:path}/why-not", dependencies=[Depends(Allow("admin"))])
+async def get_why_not(
+    customer: str,
+    services: Behind,
+    promotion: Annotated[str, Query(description="Id of the promotion to ask about.")],
+    store: Annotated[str | None, Query(description="Id of a store: ask about a moment there.")] = None,
+) -> Response:
+    """Why a customer does not get a promotion: its conditions, every gate, and what came of it in past decisions.
+
+    Asked about a moment as the promotion waits for one: where the customer is now if it fits there, else (`assumed`) at
+    the first place where it would. `conditions` say what makes it a candidate at all, `things` the gates for each thing
+    that it would be about; the first gate that does not pass is the reason. `past` are the newest decisions in which it
+    was a candidate, and what stopped it or who won.
+    """
+    wanted = PromotionId(checked_id(promotion, "query.promotion"))
+    at = StoreId(checked_id(store, "query.store")) if store is not None else None
+    return answer(await services.why_not(_id(customer), wanted, at))
 
 
 @router.get("/v1/customers/{customer:path}", dependencies=[Depends(Allow("admin"))])
@@ -59,11 +83,27 @@ async def get_customer(customer: str, services: Behind) -> Response:
     return answer({"customer": _readable(profile), "presence": _readable(presence)})
 
 
-@router.delete("/v1/customers/{customer:path}", status_code=204, dependencies=[Depends(Allow("admin"))])
+@router.delete("/v1/customers/{customer:path}", status_code=202, dependencies=[Depends(Allow("admin"))])
 async def erase_customer(customer: str, services: Behind) -> Response:
-    """Erase a customer. Erasing one who was never heard of is fine."""
-    await services.erase(_id(customer))
-    return Response(status_code=204)
+    """Begin to erase a customer; nothing is sent to them any more. Erasing one who was never heard of is fine.
+
+    `Location` says where to ask whether it is complete.
+    """
+    known = _id(customer)
+    await services.erase(known)
+    begun = answer({"customer": known, "state": "pending"}, 202)
+    begun.headers["Location"] = f"/v1/erasures/{quote(known, safe='')}"
+    return begun
+
+
+@router.get("/v1/erasures/{customer:path}", dependencies=[Depends(Allow("admin"))])
+async def get_erasure(customer: str, services: Behind) -> Response:
+    """Whether the erasure of a customer is `pending` or `complete`.
+
+    Of a customer who is erased nothing is kept, so one for whom nobody asked counts as complete, too.
+    """
+    known = _id(customer)
+    return answer({"customer": known, "state": "pending" if await services.erasing(known) else "complete"})
 
 
 def _id(value: str) -> CustomerId:

@@ -14,8 +14,9 @@ from nearcast.clock import Clock
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
 from nearcast.events import Channel, ConsentScope, IntakeEvent
-from nearcast.ids import CustomerId, DecisionId, EventId
+from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, StoreId
 from nearcast.messages import Push
+from offers.explain import Explanation
 from offers.worldfile import WorldFile
 from server.api.keyring import KeyRing, RateLimit
 from server.api.links import LinkSigner
@@ -95,11 +96,19 @@ class Services(Decided, Protocol):
         ...
 
     async def erase(self, customer: CustomerId) -> None:
-        """Erase all that is known of a customer; one who was never heard of is no error."""
+        """Begin to erase all that is known of a customer; one who was never heard of is no error."""
+        ...
+
+    async def erasing(self, customer: CustomerId) -> bool:
+        """Whether an erasure of this customer was asked for and is not complete yet."""
         ...
 
     async def decisions(self, customer: CustomerId, limit: int) -> list[Decision]:
         """The newest decisions about a customer, newest first."""
+        ...
+
+    async def why_not(self, customer: CustomerId, promotion: PromotionId, store: StoreId | None) -> Explanation:
+        """What keeps a promotion from a customer, at a store if one is named. Raises `NotFound` for each of them."""
         ...
 
     async def apply(self, customer: CustomerId, decision: DecisionId, channel: Channel | None = None) -> Coupon:

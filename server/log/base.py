@@ -19,7 +19,8 @@ from nearcast.errors import TooLarge
 MAX_VALUE_BYTES = 1_000_000
 
 
-class Record(msgspec.Struct, frozen=True):
+# Not tracked by the garbage collector: a record holds no container, and there are a hundred thousand a second.
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One record as it was read."""
 
     topic: str
@@ -42,7 +43,10 @@ class Entry(NamedTuple):
 
 
 class LogConsumer(Protocol):
-    """One worker's membership in a consumer group. Used by one task at a time, except for `stop` and `lag`."""
+    """One worker's membership in a consumer group.
+
+    Used by one task at a time, except for `stop`, `restart`, `lag` and `processed`.
+    """
 
     async def start(self) -> None:
         """Join the group; partitions are assigned in the background. Raises Unavailable."""
@@ -50,6 +54,13 @@ class LogConsumer(Protocol):
 
     async def stop(self) -> None:
         """Leave the group, so that others take the partitions over at once."""
+        ...
+
+    async def restart(self) -> None:
+        """Throw the connections away, and the membership that hangs on them, and join the group anew.
+
+        What was assigned is gone at once, with a new generation. Raises Unavailable; then the next `fetch` tries again.
+        """
         ...
 
     def assignment(self) -> tuple[int, frozenset[int]]:
@@ -78,8 +89,12 @@ class LogConsumer(Protocol):
     async def progress(self, partition: int, after: Mapping[str, str]) -> None:
         """Say that everything up to these positions is processed and stored: for lag tools, and for trimming.
 
-        A hint: it never raises Unavailable, and nothing is read from it again.
+        A hint: it waits for nothing, never raises Unavailable, and nothing is read from it again.
         """
+        ...
+
+    def processed(self) -> dict[tuple[str, int], str]:
+        """Where `progress` (or `seek`) left off, by topic and partition: opaque, it changes when there is progress."""
         ...
 
     async def lag(self) -> dict[tuple[str, int], int]:

@@ -18,7 +18,14 @@ import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import (
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    ConsumerRebalanceListener,
+    ConsumerRecord,
+    ConsumerStoppedError,
+    TopicPartition,
+)
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError, KafkaTimeoutError, for_code
@@ -29,10 +36,12 @@ from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.ids import partition_of
 from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
 from server.log.base import Entry, Record, check_sizes
+from server.log.hints import Hints
 
 TOPICS_APPEAR_WITHIN_S = 15.0
 STOP_WITHIN_S = 10.0
 HINT_WITHIN_S = 5.0
+HINT_EVERY_S = 1.0
 _POLL_S = 0.05
 _TOPIC_ALREADY_EXISTS = 36
 
@@ -62,6 +71,11 @@ class KafkaOptions(msgspec.Struct, frozen=True, kw_only=True):
     #: A worker that gave no sign of life for so long loses its partitions. Its heartbeats share the event loop with
     #: its work: shorter than a long batch means rebalances under load.
     session_timeout_ms: int = 30_000
+    #: The worker's own name in its groups, the same after a restart and nobody else's: its partitions then wait for it
+    #: for the session time-out, and the others are left in peace. "": a new member at each start.
+    instance_id: str = ""
+    #: False where topics are made by somebody else: then a missing one stops the start.
+    create_topics: bool = True
     #: `append` gives up with Unavailable after this time.
     append_within_s: float = 10.0
 
@@ -154,23 +168,45 @@ class KafkaLog:
             await _stop_producer(producer)
 
     async def _prepare_topics(self) -> None:
-        """Create what is missing; ConfigurationError for a customer topic with another number of partitions."""
+        """Create what is missing; ConfigurationError naming every topic that isn't as it must be."""
         wanted = {*self._customer_topics, *self._other_topics}
         admin = AIOKafkaAdminClient(**_connection(self._options))
         try:
             await admin.start()
+            existing = await _partition_counts(admin)
+            self._check(existing, wanted)
             async with asyncio.timeout(TOPICS_APPEAR_WITHIN_S):
-                while missing := wanted - (existing := await _partition_counts(admin)).keys():
+                while missing := wanted - existing.keys():
                     await self._create(admin, missing)
                     await asyncio.sleep(_POLL_S)
+                    existing = await _partition_counts(admin)
         finally:
             await admin.close()
-        for topic in self._customer_topics:
-            if existing[topic] != self.partitions:
-                raise ConfigurationError(
-                    f"topic {topic} has {existing[topic]} partitions, and nearcast is set to {self.partitions}: "
-                    f"all of {', '.join(self._customer_topics)} must have the configured number"
-                )
+        # Another process, set to another number, may have created them at the same time.
+        self._check(existing, wanted)
+
+    def _check(self, existing: Mapping[str, int], wanted: Iterable[str]) -> None:
+        wrong = [
+            f"{topic} has {existing[topic]} partitions"
+            for topic in self._customer_topics
+            if existing.get(topic, self.partitions) != self.partitions
+        ]
+        missing = sorted(set(wanted) - existing.keys())
+        problems: list[str] = []
+        if wrong:
+            problems.append(
+                f"{', '.join(wrong)}, and NEARCAST_PARTITIONS is {self.partitions}: a customer's events of all of "
+                f"{', '.join(self._customer_topics)} must be in the same partition. Set NEARCAST_PARTITIONS to their "
+                "number, or make the topics anew with the configured one"
+            )
+        if missing and not self._options.create_topics:
+            problems.append(
+                f"missing topics: {', '.join(missing)}. Create them ({', '.join(self._customer_topics)} with "
+                f"{self.partitions} partitions each, the others with any number), or let NEARCAST_KAFKA_CREATE_TOPICS "
+                "do it"
+            )
+        if problems:
+            raise ConfigurationError("\n".join(problems))
 
     async def _create(self, admin: AIOKafkaAdminClient, missing: Iterable[str]) -> None:
         # The broker's clock is one; producers' clocks are many, and some of them wrong.
@@ -180,10 +216,16 @@ class KafkaLog:
             for topic in sorted(missing)
         ]
         response = await admin.create_topics(topics)
-        for topic, code, *detail in response.topic_errors:
-            error = for_code(code)
-            if code not in (0, _TOPIC_ALREADY_EXISTS) and not error.retriable:
-                raise ConfigurationError(f"Kafka does not create topic {topic}: {error.__name__} {detail}")
+        refused = [
+            f"{topic} ({for_code(code).__name__}: {' '.join(filter(None, detail))})"
+            for topic, code, *detail in response.topic_errors
+            if code not in (0, _TOPIC_ALREADY_EXISTS) and not for_code(code).retriable
+        ]
+        if refused:
+            raise ConfigurationError(
+                f"Kafka does not create {', '.join(refused)}. Create these topics by hand, with {self.partitions} "
+                f"partitions each, or mend what it says (NEARCAST_KAFKA_REPLICATION is {self._options.replication})"
+            )
 
 
 class KafkaLogConsumer:
@@ -195,18 +237,30 @@ class KafkaLogConsumer:
         self._group = group
         self._topics = tuple(topics)
         self._consumer: AIOKafkaConsumer | None = None
+        self._opening = asyncio.Lock()
         self._generation = 0
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._sought: set[int] = set()
+        #: The offsets after the last record delivered, and after the last one processed.
+        self._delivered: dict[TopicPartition, int] = {}
         self._next: dict[TopicPartition, int] = {}
+        self._unsaid: dict[TopicPartition, int] = {}
+        self._hints = Hints(f"kafka-progress-{group}", self._commit, HINT_EVERY_S)
 
     async def start(self) -> None:
         with _as_unavailable("can't be reached"):
             await self._open()
 
     async def stop(self) -> None:
-        self._reassign(frozenset())
-        await self._close()
+        await self._hints.stop()
+        async with self._opening:
+            await self._close()
+
+    async def restart(self) -> None:
+        with _as_unavailable("can't be reached"):
+            async with self._opening:
+                await self._close()
+            await self._open()
 
     def assignment(self) -> tuple[int, frozenset[int]]:
         return self._generation, frozenset(place.partition for place in self._assigned)
@@ -218,127 +272,158 @@ class KafkaLogConsumer:
             if place.partition == partition:
                 # An offset that no longer exists, 0 included, becomes the earliest that does (auto_offset_reset).
                 position = after.get(place.topic)
-                self._next[place] = int(position) + 1 if position else 0
+                self._next[place] = self._delivered[place] = int(position) + 1 if position else 0
                 self._consumer.seek(place, self._next[place])
                 self._consumer.resume(place)
                 self._sought.add(partition)
 
     async def fetch(self, max_records: int, wait_ms: int) -> list[Record]:
-        generation = self._generation
+        consumer = self._consumer
         with _as_unavailable("could not be read"):
-            if self._consumer is None:
+            if consumer is None:
                 await self._open()
                 return []
             try:
                 # aiokafka waits for a rebalance to end, however long that takes.
                 async with asyncio.timeout(wait_ms / 1000):
-                    fetched = await self._consumer.getmany(timeout_ms=wait_ms, max_records=max_records)
-            except TimeoutError:
+                    fetched = await consumer.getmany(timeout_ms=wait_ms, max_records=max_records)
+            except (TimeoutError, ConsumerStoppedError):
                 return []
             except KafkaError:
-                self._reassign(frozenset())
-                await self._close()
+                async with self._opening:
+                    if self._consumer is consumer:
+                        await self._close()
                 raise
-        if self._generation != generation:
-            return []
         now_ms = self._clock.now_ms()
-        return [
-            Record(
-                place.topic,
-                place.partition,
-                str(record.offset),
-                (record.key or b"").decode(errors="replace"),
-                record.value or b"",
-                # A topic that isn't ours may carry its producers' clocks: nothing arrives in the future or before time.
-                record.timestamp if 0 < record.timestamp <= now_ms else now_ms,
-            )
-            for place, records in fetched.items()
-            if place.partition in self._sought
-            for record in records
-        ]
+        records: list[Record] = []
+        # Nothing is sought any more in a generation that began meanwhile.
+        for place, found in fetched.items():
+            if found and place.partition in self._sought:
+                self._delivered[place] = found[-1].offset + 1
+                _append_records(records, place, found, now_ms)
+        return records
 
     async def progress(self, partition: int, after: Mapping[str, str]) -> None:
-        done = {
-            place: int(after[place.topic]) + 1
-            for place in self._assigned
-            if place.partition == partition and after.get(place.topic)
-        }
-        if self._consumer is None or not done:
-            return
-        self._next.update(done)
-        try:
-            async with asyncio.timeout(HINT_WITHIN_S):
-                await self._consumer.commit(done)
-        except (KafkaError, TimeoutError) as error:
-            logger.info("Kafka did not note the progress of partition %d: %r", partition, error)
+        for topic, position in after.items():
+            place = TopicPartition(topic, partition)
+            if position and place in self._next:
+                self._next[place] = self._unsaid[place] = int(position) + 1
+                self._hints.soon()
+
+    def processed(self) -> dict[tuple[str, int], str]:
+        return {(place.topic, place.partition): str(offset) for place, offset in self._next.items()}
 
     async def lag(self) -> dict[tuple[str, int], int]:
-        read = {place: self._next[place] for place in self._assigned if place in self._next}
-        if self._consumer is None or not read:
+        consumer = self._consumer
+        places = [place for place in self._assigned if place in self._next]
+        if consumer is None or not places:
             return {}
         # The end as the latest records told it: Tansu (0.6), asked for the end, tells where the last batch begins.
         # Looked up before anything is awaited: a partition that was taken away meanwhile has none.
-        fetched = {place: self._consumer.last_stable_offset(place) or 0 for place in read}
+        fetched = {place: consumer.last_stable_offset(place) or 0 for place in places}
         with _as_unavailable("does not tell its offsets"):
             async with asyncio.timeout(HINT_WITHIN_S):
-                first = await self._consumer.beginning_offsets(list(read))
-                end = await self._consumer.end_offsets(list(read))
-        return {
-            (place.topic, place.partition): max(end[place], fetched[place]) - max(read[place], first[place])
-            for place in read
-        }
+                first = await consumer.beginning_offsets(places)
+                end = await consumer.end_offsets(places)
+                reading = {place: await consumer.position(place) for place in places}
+        lag: dict[tuple[str, int], int] = {}
+        for place in places:
+            if place not in self._next:
+                continue
+            read = self._next[place]
+            if read >= self._delivered[place]:
+                # Everything delivered is processed; what aiokafka has passed beyond are marks of transactions.
+                read = max(read, reading[place])
+            lag[place.topic, place.partition] = max(0, max(end[place], fetched[place]) - max(read, first[place]))
+        return lag
+
+    async def _commit(self) -> None:
+        """Tell Kafka the latest progress, for tools that show lag."""
+        unsaid, self._unsaid = self._unsaid, {}
+        consumer = self._consumer
+        if consumer is None or not unsaid:
+            return
+        try:
+            async with asyncio.timeout(HINT_WITHIN_S):
+                await consumer.commit(unsaid)
+        except (KafkaError, TimeoutError) as error:
+            logger.info("Kafka did not note the progress of %d partitions: %r", len(unsaid), error)
 
     async def _open(self) -> None:
-        consumer = AIOKafkaConsumer(
-            **_connection(self._options),
-            group_id=self._group,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            partition_assignment_strategy=(RangePartitionAssignor,),
-            session_timeout_ms=self._options.session_timeout_ms,
-            heartbeat_interval_ms=self._options.session_timeout_ms // 10,
-            # Whether a worker gets on is watched by its lag; one that waits for a slow store keeps its place.
-            max_poll_interval_ms=24 * 3600 * 1000,
-            # A partition that was just sought waits for the fetch in flight to end.
-            fetch_max_wait_ms=100,
-        )
-        try:
-            await consumer.start()
-        except BaseException:
-            await consumer.stop()
-            raise
-        self._consumer = consumer
-        consumer.subscribe(self._topics, listener=_Listener(consumer, self._reassign))
+        """Make aiokafka's object and join, unless that has been done meanwhile."""
+        async with self._opening:
+            if self._consumer is not None:
+                return
+            consumer = AIOKafkaConsumer(
+                **_connection(self._options),
+                group_id=self._group,
+                group_instance_id=self._options.instance_id or None,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                partition_assignment_strategy=(RangePartitionAssignor,),
+                session_timeout_ms=self._options.session_timeout_ms,
+                heartbeat_interval_ms=self._options.session_timeout_ms // 10,
+                # Whether a worker gets on is watched by its lag; one that waits for a slow store keeps its place.
+                max_poll_interval_ms=24 * 3600 * 1000,
+                # A partition that was just sought waits for the fetch in flight to end.
+                fetch_max_wait_ms=100,
+            )
+            try:
+                await consumer.start()
+            except BaseException:
+                await consumer.stop()
+                raise
+            self._consumer = consumer
+            consumer.subscribe(self._topics, listener=_Listener(consumer, self._reassign))
 
     async def _close(self) -> None:
         consumer, self._consumer = self._consumer, None
+        self._forget(frozenset())
         if consumer is not None:
-            try:
-                async with asyncio.timeout(STOP_WITHIN_S):
-                    await consumer.stop()
-            except (KafkaError, TimeoutError) as error:
-                logger.warning("the Kafka consumer did not end well: %r", error)
+            await _stop_consumer(consumer)
 
-    def _reassign(self, assigned: frozenset[TopicPartition]) -> None:
+    def _reassign(self, consumer: AIOKafkaConsumer, assigned: frozenset[TopicPartition]) -> None:
+        if consumer is self._consumer:
+            self._forget(assigned)
+
+    def _forget(self, assigned: frozenset[TopicPartition]) -> None:
+        """Begin a new generation, in which nothing has been sought yet."""
         self._generation += 1
         self._assigned = assigned
         self._sought.clear()
+        self._delivered.clear()
         self._next.clear()
+        self._unsaid.clear()
+
+
+def _append_records(records: list[Record], place: TopicPartition, found: Iterable[ConsumerRecord], now_ms: int) -> None:
+    """The hot loop: one object per record, and nothing looked up twice."""
+    topic, partition = place
+    append = records.append
+    for record in found:
+        key, arrived_ms = record.key, record.timestamp
+        # A topic that isn't ours may carry its producers' clocks: nothing arrives in the future or before time.
+        if not 0 < arrived_ms <= now_ms:
+            arrived_ms = now_ms
+        text = key.decode("utf-8", "replace") if key else ""
+        append(Record(topic, partition, str(record.offset), text, record.value or b"", arrived_ms))
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka comes without types
-    def __init__(self, consumer: AIOKafkaConsumer, reassign: Callable[[frozenset[TopicPartition]], None]) -> None:
+    def __init__(
+        self, consumer: AIOKafkaConsumer, reassign: Callable[[AIOKafkaConsumer, frozenset[TopicPartition]], None]
+    ) -> None:
         self._consumer = consumer
         self._reassign = reassign
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002  # aiokafka's signature
-        self._reassign(frozenset())
+        self._reassign(self._consumer, frozenset())
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         places = frozenset(assigned)
         self._consumer.pause(*places)
-        self._reassign(places)
+        self._reassign(self._consumer, places)
 
 
 def _connection(options: KafkaOptions) -> dict[str, str | ssl.SSLContext | None]:
@@ -367,6 +452,23 @@ async def _stop_producer(producer: AIOKafkaProducer) -> None:
         producer._message_accumulator.fail_all(KafkaTimeoutError())  # noqa: SLF001
     with contextlib.suppress(KafkaError):
         await stopping
+
+
+async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Leave the group and close; when the brokers don't answer, close without a goodbye."""
+    stopping = asyncio.ensure_future(consumer.stop())
+    done, _ = await asyncio.wait({stopping}, timeout=STOP_WITHIN_S)
+    if not done:
+        # Nothing public ends the wait for an answer that will not come.
+        await consumer._client.close()  # noqa: SLF001
+        await asyncio.wait({stopping}, timeout=STOP_WITHIN_S)
+        stopping.cancel()
+        await asyncio.wait({stopping})
+    # aiokafka may let the cancellation of one of its own tasks out of `stop`, before it has closed its connections.
+    error = asyncio.CancelledError() if stopping.cancelled() else stopping.exception()
+    if error is not None:
+        logger.warning("the Kafka consumer did not end well: %r", error)
+        await consumer._client.close()  # noqa: SLF001
 
 
 @contextlib.contextmanager

@@ -62,12 +62,16 @@ async def forget_predecessors(redis: Redis) -> None:
 class Leases:
     """One member's share of the partitions of a group."""
 
-    def __init__(self, url: str, group: str, partitions: int, session_timeout_ms: int, clock: Clock) -> None:
+    def __init__(
+        self, url: str, group: str, partitions: int, session_timeout_ms: int, clock: Clock, member: str = ""
+    ) -> None:
         self._group = group
         self._partitions = partitions
         self._timeout_ms = session_timeout_ms
         self._clock = clock
-        self._member = uuid.uuid4().hex
+        self._member = member or uuid.uuid4().hex
+        #: A member with a name of its own will be back: it leaves its place and its leases to themselves.
+        self._returns = bool(member)
         self._generation = 0
         self._held: frozenset[int] = frozenset()
         self._valid_until_s = 0.0
@@ -91,10 +95,22 @@ class Leases:
         await self._stop_keeping()
         held = self._held
         self._hold(frozenset())
-        with contextlib.suppress(RedisError):
-            await self._release(held)
-            await self._redis.zrem(keys.log_members(self._group), self._member)
+        if not self._returns:
+            with contextlib.suppress(RedisError):
+                await self._release(held)
+                await self._redis.zrem(keys.log_members(self._group), self._member)
         await self._redis.aclose()
+
+    async def restart(self) -> None:
+        """Drop everything held and the connections, and join again; RedisError when the server is away."""
+        await self._redis.connection_pool.disconnect()
+        await self._stop_keeping()
+        self._stopping.clear()
+        self._hold(frozenset())
+        try:
+            await self._beat()
+        finally:
+            self._task = asyncio.create_task(self._keep(), name=f"log-leases-{self._group}")
 
     def assignment(self) -> tuple[int, frozenset[int]]:
         """The generation, and the partitions whose leases are ours for sure."""

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -30,6 +30,7 @@ from nearcast.clock import Clock, SystemClock
 from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.ids import partition_of
 from server.log.base import Entry, Record, check_sizes
+from server.log.hints import Hints
 from server.log.leases import Leases
 
 ANSWER_WITHIN_S = 5.0
@@ -40,8 +41,11 @@ _BEGINNING = "0-0"
 #: Counting further would keep the server from its work.
 MAX_LAG = 10_000
 
+TIDY_EVERY_S = 1.0
+
 _Place = tuple[str, int]
-_Answer = list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]
+#: By stream, its entries: an id, and fields and values in turn.
+_Answer = list[tuple[bytes, list[tuple[bytes, list[bytes]]]]]
 
 _COUNT_AFTER = "return #redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])"
 
@@ -53,6 +57,8 @@ class StreamsLog:
 
     `session_timeout_ms`: a worker that gave no sign of life for so long loses its partitions.
     `retention_ms`: processed records are kept for so long after newer ones were processed.
+    `instance_id`: the worker's own name, the same after a restart and nobody else's: its partitions then wait for it
+    for the session time-out, and the others are left in peace. "": a new member at each start.
     """
 
     def __init__(
@@ -62,12 +68,14 @@ class StreamsLog:
         *,
         session_timeout_ms: int = 10_000,
         retention_ms: int = 600_000,
+        instance_id: str = "",
         clock: Clock | None = None,
     ) -> None:
         self.partitions = partitions
         self._url = url
         self._session_timeout_ms = session_timeout_ms
         self._retention_ms = retention_ms
+        self._instance_id = instance_id
         self._clock = clock or SystemClock()
         self._turn = asyncio.Lock()
         self._waiting: list[tuple[Sequence[Entry], asyncio.Future[None]]] = []
@@ -128,7 +136,9 @@ class StreamsLog:
             await self._redis.ping()
 
     def consumer(self, group: str, topics: Sequence[str]) -> "StreamsConsumer":
-        leases = Leases(self._url, group, self.partitions, self._session_timeout_ms, self._clock)
+        leases = Leases(
+            self._url, group, self.partitions, self._session_timeout_ms, self._clock, member=self._instance_id
+        )
         return StreamsConsumer(self._url, topics, leases, self._retention_ms, self._clock)
 
 
@@ -144,11 +154,16 @@ class StreamsConsumer:
         #: By stream, those that were sought: the last id delivered, and the last id processed.
         self._delivered: dict[_Place, str] = {}
         self._processed: dict[_Place, str] = {}
+        #: What the streams hold below these times is older than the retention, and can go.
+        self._oldest_ms: dict[_Place, int] = {}
         self._trimmed_ms: dict[_Place, int] = {}
+        self._tidying = Hints("streams-trimming", self._trim, TIDY_EVERY_S)
         self._turn = 0
         # No retries: whoever fetches again is the retry. The time-out leaves room for the blocking.
         timeout_s = _SLICE_MS / 1000 + ANSWER_WITHIN_S
-        self._reader = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s)
+        self._reader = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s, protocol=2)
+        # As the server says it: a dict for each entry is the better part of what reading costs.
+        self._reader.set_response_callback("XREAD", _as_it_is)
         self._helper = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=ANSWER_WITHIN_S)
         self._count_after = self._helper.register_script(_COUNT_AFTER)
 
@@ -157,9 +172,16 @@ class StreamsConsumer:
             await self._leases.start()
 
     async def stop(self) -> None:
+        await self._tidying.stop()
         await self._leases.stop()
         await self._reader.aclose()
         await self._helper.aclose()
+
+    async def restart(self) -> None:
+        with _as_unavailable("can't be reached"):
+            for client in (self._reader, self._helper):
+                await client.connection_pool.disconnect()
+            await self._leases.restart()
 
     def assignment(self) -> tuple[int, frozenset[int]]:
         generation, partitions = self._leases.assignment()
@@ -183,9 +205,9 @@ class StreamsConsumer:
             left_ms = max(0, round((deadline_s - self._clock.monotonic_s()) * 1000))
             block_ms = min(left_ms, _SLICE_MS)
             if self._delivered:
-                records = await self._read(max_records, block_ms)
+                records, delivered = await self._read(max_records, block_ms)
                 if self.assignment()[0] == generation and records:
-                    self._delivered.update({(each.topic, each.partition): each.position for each in records})
+                    self._delivered.update(delivered)
                     return records
             else:
                 await asyncio.sleep(block_ms / 1000)
@@ -195,17 +217,29 @@ class StreamsConsumer:
     async def progress(self, partition: int, after: Mapping[str, str]) -> None:
         for topic, position in after.items():
             place = (topic, partition)
-            if place not in self._processed or not position:
+            if not position or place not in self._processed:
                 continue
             self._processed[place] = position
             oldest_ms = _milliseconds(position) - self._retention_ms
             # Not at every step: trimming looks through the stream's first block again and again.
             if oldest_ms > self._trimmed_ms.get(place, 0) + self._retention_ms // 10:
-                try:
-                    await self._helper.xtrim(keys.log_stream(topic, partition), minid=oldest_ms, approximate=True)
-                    self._trimmed_ms[place] = oldest_ms
-                except RedisError as error:
-                    logger.info("could not trim %s: %r", place, error)
+                self._oldest_ms[place] = oldest_ms
+                self._tidying.soon()
+
+    def processed(self) -> dict[tuple[str, int], str]:
+        return dict(self._processed)
+
+    async def _trim(self) -> None:
+        """Drop what is processed and old."""
+        due, self._oldest_ms = self._oldest_ms, {}
+        for place, oldest_ms in due.items():
+            try:
+                # One command drops a bounded number, so that nobody waits long for the server: ask until none is left.
+                while await self._helper.xtrim(keys.log_stream(*place), minid=oldest_ms, approximate=True):
+                    pass
+                self._trimmed_ms[place] = oldest_ms
+            except RedisError as error:
+                logger.info("could not trim %s: %r", place, error)
 
     async def lag(self) -> dict[tuple[str, int], int]:
         self.assignment()
@@ -217,26 +251,61 @@ class StreamsConsumer:
                 counts = await pipeline.execute()
         return dict(zip(places, counts, strict=True))
 
-    async def _read(self, max_records: int, block_ms: int) -> list[Record]:
-        """One read of all streams. Streams take turns at being first, so a full one can't starve the others."""
+    async def _read(self, max_records: int, block_ms: int) -> tuple[list[Record], dict[_Place, str]]:
+        """What the streams hold, each its fair share first; what room is left then goes to those that hold more.
+
+        Also returned: the position of each stream's last record among them.
+        """
         places = list(self._delivered)
+        # Streams take turns at being first, so a full one can't starve the others.
         self._turn = (self._turn + 1) % len(places)
         places = places[self._turn :] + places[: self._turn]
-        by_stream = {keys.log_stream(*place): place for place in places}
-        after: dict[KeyT, StreamIdT] = {stream: self._delivered[place] for stream, place in by_stream.items()}
+        after = {place: self._delivered[place] for place in places}
+        records: list[Record] = []
+        delivered: dict[_Place, str] = {}
         # The count holds for each stream; what is over the limit in total is read again by the next fetch.
         count = min(max_records, max(_MIN_PER_STREAM, max_records // len(places)))
+        while after:
+            answer = await self._ask(after, count, block_ms)
+            for place, entries in answer:
+                if len(records) == max_records:
+                    break
+                _append_records(records, place, entries[: max_records - len(records)])
+                delivered[place] = records[-1].position
+            room = max_records - len(records)
+            # Those that gave all they were asked for may hold more, and get all the room between them.
+            full = [place for place, entries in answer if len(entries) == count][: room // _MIN_PER_STREAM]
+            after = {place: delivered[place] for place in full}
+            count, block_ms = room // max(1, len(after)), 0
+        return records, delivered
+
+    async def _ask(
+        self, after: Mapping[_Place, str], count: int, block_ms: int
+    ) -> list[tuple[_Place, list[tuple[bytes, list[bytes]]]]]:
+        by_stream = {keys.log_stream(*place): place for place in after}
+        positions: dict[KeyT, StreamIdT] = {stream: after[place] for stream, place in by_stream.items()}
         with _as_unavailable("could not be read"):
-            answer = cast("_Answer", await self._reader.xread(after, count=count, block=block_ms or None))
-        records: list[Record] = []
-        for name, entries in answer or ():
-            topic, partition = by_stream[name.decode()]
-            for entry_id, fields in entries[: max_records - len(records)]:
-                position = entry_id.decode()
-                key = fields.get(b"k", b"").decode(errors="replace")
-                value = fields.get(b"v", b"")
-                records.append(Record(topic, partition, position, key, value, _milliseconds(position)))
-        return records
+            answer = cast("_Answer | None", await self._reader.xread(positions, count=count, block=block_ms or None))
+        return [(by_stream[name.decode()], entries) for name, entries in answer or ()]
+
+
+def _append_records(records: list[Record], place: _Place, entries: Sequence[tuple[bytes, Sequence[bytes]]]) -> None:
+    topic, partition = place
+    for entry_id, fields in entries:
+        position = entry_id.decode()
+        if len(fields) == 4 and fields[0] == b"k" and fields[2] == b"v":
+            key, value = fields[1], fields[3]
+        else:
+            # Somebody else wrote it.
+            named = dict(zip(fields[::2], fields[1::2], strict=True))
+            key, value = named.get(b"k", b""), named.get(b"v", b"")
+        records.append(
+            Record(topic, partition, position, key.decode("utf-8", "replace"), value, _milliseconds(position))
+        )
+
+
+def _as_it_is(response: Any, **_options: Any) -> Any:
+    return response
 
 
 def _milliseconds(position: str) -> int:

@@ -120,19 +120,35 @@ async def test_kept_for_a_while_after_its_end(book: CouponBook, redis: Redis, cl
 
 
 async def test_forgetting(book: CouponBook, redis: Redis, clock: ManualClock) -> None:
-    """After forgetting, the code is unknown and nothing about the customer is left."""
-    coupon = await book.apply(offer_until(clock.now_ms() + HOUR_MS))
-    await book.forget([coupon.offer.decision, DecisionId("never-applied")])
-    with pytest.raises(NotFound):
-        await book.validate(coupon.code)
+    """After forgetting, the codes are unknown and nothing about the customer is left, however many there were."""
+    coupons = [await book.apply(offer_until(clock.now_ms() + HOUR_MS, f"d-{n}")) for n in range(150)]
+    await book.redeem(coupons[0].code, GRABEN, "r-1")
+    assert await book.forget(CustomerId("anna")) == 150
+    for coupon in coupons:
+        with pytest.raises(NotFound):
+            await book.validate(coupon.code)
     assert await redis.dbsize() == 0
+    assert await book.forget(CustomerId("anna")) == 0
+
+
+async def test_the_index_is_bounded_by_time(book: CouponBook, redis: Redis, clock: ManualClock) -> None:
+    """It names the coupons that are still kept, and is gone when the last of them is."""
+    index = keys.coupons_of("anna")
+    first = await book.apply(offer_until(clock.now_ms() + HOUR_MS, "d-1"))
+    second = await book.apply(offer_until(clock.now_ms() + 3 * HOUR_MS, "d-2"))
+    assert await redis.zrange(index, 0, -1) == [first.code.encode(), second.code.encode()]
+    left_ms = await redis.pttl(index)
+    assert KEEP_MS + 3 * HOUR_MS - 60_000 < left_ms <= KEEP_MS + 3 * HOUR_MS
+    clock.advance(KEEP_MS + 2 * HOUR_MS)
+    third = await book.apply(offer_until(clock.now_ms() + HOUR_MS, "d-3"))
+    assert await redis.zrange(index, 0, -1) == [second.code.encode(), third.code.encode()]
 
 
 async def test_store_away(clock: ManualClock) -> None:
     """A store that can't be reached is `Unavailable`, not a crash."""
     async with Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)) as nowhere:
         book = CouponBook(nowhere, b"s", clock)
-        for attempt in (book.validate("0" * 20), book.forget([DecisionId("d")])):
+        for attempt in (book.validate("0" * 20), book.forget(CustomerId("anna"))):
             with pytest.raises(Unavailable):
                 await attempt
 

@@ -11,6 +11,7 @@ from channels.contract import Prepared
 from nearcast import keys
 from nearcast.clock import ManualClock
 from nearcast.decisions import Reason
+from nearcast.errors import Unavailable
 from nearcast.events import Cart, Consent, Erase, Profile
 from nearcast.ids import CustomerId
 from nearcast.messages import Message
@@ -141,6 +142,15 @@ async def test_erased(counter: Counter) -> None:
     await counter.happens(Erase(id="x", uid="ann", ts=NOW + 7))
     assert await counter.desk.prepare(message) == Reason.ERASED
     assert await counter.redis.hgetall(keys.opt_outs(StateStore(counter.redis, PARTITIONS).partition(ANN))) == {}
+
+
+async def test_a_record_that_can_not_be_read(counter: Counter) -> None:
+    """The message waits, since a newer release may read it; what is said of it names nobody."""
+    message = await counter.message()
+    await counter.redis.set(keys.customer(StateStore(counter.redis, PARTITIONS).partition(ANN), ANN), b"\xc1")
+    with pytest.raises(Unavailable, match="can't be read") as waiting:
+        await counter.desk.prepare(message)
+    assert ANN not in str(waiting.value)
 
 
 @pytest.mark.parametrize("counter", [Policy(quiet_hours=QuietHours(starts=0, ends=1439))], indirect=True)

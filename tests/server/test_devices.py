@@ -16,6 +16,7 @@ from nearcast.clock import SystemClock
 from nearcast.errors import Forbidden, InputError, NotFound
 from nearcast.events import Consent, Location, Receipt, decode
 from nearcast.ids import DecisionId, message_id
+from offers.policy import Policy
 from server.api.keyring import KeyRing
 from server.api.links import LinkSigner
 from server.consents import OptOuts
@@ -50,6 +51,7 @@ async def backend(redis: Redis, valkey_url: str) -> AsyncIterator[DeviceBackend]
         tokens=Tokens(b"x" * 32, clock),
         keyring=KeyRing([]),
         links=LinkSigner(b"secret"),
+        policy=Policy(),
         clock=clock,
         public_url="http://shop.example",
         sms_auth_token="",

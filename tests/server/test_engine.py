@@ -1,14 +1,11 @@
 """The engine on a real log and a real store: from an event to a committed decision and an outbox entry."""
 
-import random
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from nearcast import keys, topics
@@ -313,69 +310,6 @@ async def test_a_state_that_cannot_be_encoded(redis: Redis, monkeypatch: pytest.
     assert [letter[b"reason"] for letter in found.dead_letters] == [b"internal_error"]
     (known,) = found.customers.values()
     assert known.customer.cart["beans"].quantity == 2  # type: ignore[index]
-
-
-def _shopping(seed: int) -> list[Event]:
-    """Three people's mixed events around the store, in a fixed order."""
-    chance = random.Random(seed)
-    events: list[Event] = []
-    for step in range(40):
-        uid = chance.choice(["ann", "bob", "cem"])
-        at = NOW + step * 20_000
-        kind = chance.randrange(6)
-        if kind == 0:
-            events.append(
-                Cart(id=f"{seed}-{step}", uid=uid, ts=at, action="add", sku=chance.choice(["beans", "grinder"]))
-            )
-        elif kind == 1:
-            scope = chance.choice(["websocket", "websocket", "sms", "all"])
-            events.append(Consent(id=f"{seed}-{step}", uid=uid, ts=at, scope=scope, granted=chance.random() < 0.9))  # type: ignore[arg-type]
-        elif kind == 2:
-            events.append(Profile(id=f"{seed}-{step}", uid=uid, ts=at, loyalty=chance.choice(["gold", "none"])))
-        else:
-            metres = chance.choice([0.0, 10.0, 60.0, 300.0])
-            source = "beacon" if chance.random() < 0.5 else "gps"
-            events.append(
-                fix(uid, at, metres, id=f"{seed}-{step}", accuracy_m=0.5 if source == "beacon" else 5.0, source=source)
-            )
-    return events
-
-
-async def _outcome(redis: Redis, events: Sequence[Event], cuts: Sequence[int]) -> bytes:
-    """Everything committed after working the events off in batches that end at `cuts`."""
-    await redis.flushdb()
-    world = WorldStore(redis)
-    await world.put(WORLD)
-    engine = engine_on(redis, Playback(), world)
-    await engine._follow_assignment()
-    records = records_of(events, NOW + 3_600_000)
-    ends = [*sorted(cuts), len(records)]
-    for first, last in zip([0, *ends], ends, strict=False):
-        if first < last:
-            await engine.process(records[first:last])
-    found = await committed(redis)
-    outbox = sorted(found.outbox, key=lambda entry: entry.id if isinstance(entry, Message) else entry.key)
-    return msgspec.json.encode(
-        [sorted(found.customers.items()), sorted(found.decisions.items()), outbox], order="deterministic"
-    )
-
-
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(seed=st.integers(0, 1_000), cuts=st.lists(st.integers(0, 40), max_size=8))
-async def test_batch_invariance(redis: Redis, seed: int, cuts: list[int]) -> None:
-    """However a log is cut into batches, states, decisions, ids and outbox are those of one event at a time."""
-    events = _shopping(seed)
-    assert await _outcome(redis, events, cuts) == await _outcome(redis, events, range(len(events)))
-
-
-async def test_batch_invariance_means_something(redis: Redis) -> None:
-    """The events of the property above do lead to offers and to suppressed ones."""
-    outcomes = set()
-    for seed in range(12):
-        await _outcome(redis, _shopping(seed), [])
-        outcomes |= {(decision.outcome, decision.reason) for decision in (await committed(redis)).decisions.values()}
-    assert ("offer", None) in outcomes
-    assert len({reason for outcome, reason in outcomes if outcome == "nothing"}) >= 2
 
 
 def test_town_is_where_it_says() -> None:

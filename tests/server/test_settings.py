@@ -38,6 +38,10 @@ def test_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ({"NEARCAST_PARTITION": "8"}, "NEARCAST_PARTITION"),
         ({"NEARCAST_PARTITIONS": "0"}, "NEARCAST_PARTITIONS"),
+        ({"NEARCAST_STALL_AFTER_S": "0"}, "NEARCAST_STALL_AFTER_S"),
+        ({"NEARCAST_INSTANCE_ID": "a b"}, "NEARCAST_INSTANCE_ID"),
+        ({"NEARCAST_DEAD_LETTERS_LIMIT": "0"}, "NEARCAST_DEAD_LETTERS_LIMIT"),
+        ({"NEARCAST_LATE_AFTER_S": "0"}, "NEARCAST_LATE_AFTER_S"),
         ({"NEARCAST_ROLES": '["cook"]'}, "NEARCAST_ROLES"),
         ({"NEARCAST_ROLES": "api"}, "roles"),
         ({"NEARCAST_ROLES": "[]"}, "NEARCAST_ROLES"),

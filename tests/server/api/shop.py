@@ -80,6 +80,7 @@ class Shop:
         self.stock: dict[tuple[str, str], int] = {}
         self.version = 0
         self.people: dict[CustomerId, tuple[Customer, Presence]] = {}
+        self.being_erased: set[CustomerId] = set()
         self.consents: list[tuple[CustomerId, ConsentScope, bool]] = []
         self.promotions = {PROMOTION.promotion_id: PROMOTION}
         self.decided = {
@@ -131,6 +132,11 @@ class Shop:
     async def erase(self, customer: CustomerId) -> None:
         self._reach()
         self.people.pop(customer, None)
+        self.being_erased.add(customer)
+
+    async def erasing(self, customer: CustomerId) -> bool:
+        self._reach()
+        return customer in self.being_erased
 
     async def decisions(self, customer: CustomerId, limit: int) -> list[Decision]:
         return [d for d in self.decided.values() if d.customer == customer][:limit]

@@ -37,8 +37,15 @@ async def test_any_id_can_be_addressed(api: httpx.AsyncClient, shop: Shop, name:
     change = {"scope": "all", "granted": False}
     assert (await api.put(f"{path}/consents", json=change, headers=key("intake"))).status_code == 204
     assert shop.consents == [(customer, "all", False)]
-    assert (await api.delete(path, headers=key("admin"))).status_code == 204
+    begun = await api.delete(path, headers=key("admin"))
+    assert (begun.status_code, begun.json()) == (202, {"customer": name, "state": "pending"})
     assert shop.people == {}
+    assert (await api.get(begun.headers["location"], headers=key("admin"))).json()["state"] == "pending"
+    shop.being_erased.clear()
+    assert (await api.get(begun.headers["location"], headers=key("admin"))).json() == {
+        "customer": name,
+        "state": "complete",
+    }
 
 
 def _quoted(name: str) -> str:
@@ -61,6 +68,7 @@ async def test_erase_that_fails_is_not_acknowledged(api: httpx.AsyncClient, shop
     """503 while the log is away, both for erasing and for opting out."""
     shop.away = True
     assert problem(await api.delete("/v1/customers/anna", headers=key("admin")), 503) == "unavailable"
+    assert problem(await api.get("/v1/erasures/anna", headers=key("admin")), 503) == "unavailable"
     change = {"scope": "all", "granted": False}
     response = await api.put("/v1/customers/anna/consents", json=change, headers=key("intake"))
     assert problem(response, 503) == "unavailable"

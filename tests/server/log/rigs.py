@@ -9,10 +9,14 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
+from nearcast.topics import CUSTOMER_TOPICS
 from server.log.base import EventLog, LogConsumer, Record
 from server.log.kafka import KafkaLog, KafkaLogConsumer, KafkaOptions
 from server.log.streams import StreamsConsumer, StreamsLog
+from tests.server.log.worker import Order
 from tests.services.kafka import KafkaBroker, Tansu
 from tests.services.valkey import ValkeyProcess
 
@@ -27,8 +31,20 @@ class Rig(Protocol):
 
     def make_log(self) -> EventLog: ...
 
+    def locate(self, order: Order) -> None:
+        """Write into the order of a worker process where the log is."""
+        ...
+
     def skip_on_stand_in(self, why: str) -> None:
         """Skip the test if the server is only a stand-in, about which `why` is true."""
+        ...
+
+    async def progress_seen(self, group: str, topic: str, partition: int) -> int | None:
+        """How many records of a partition a tool for lag sees as processed; None where there are no such tools."""
+        ...
+
+    def lose(self, consumer: LogConsumer) -> None:
+        """What happens inside a consumer when its group takes its partitions away."""
         ...
 
     async def crash(self, consumer: LogConsumer) -> None:
@@ -53,8 +69,18 @@ class StreamsRig:
     def make_log(self) -> StreamsLog:
         return StreamsLog(self._valkey.url, PARTITIONS, session_timeout_ms=SESSION_TIMEOUT_MS)
 
+    def locate(self, order: Order) -> None:
+        order.valkey_url = self._valkey.url
+
+    async def progress_seen(self, group: str, topic: str, partition: int) -> int | None:
+        return None
+
     def skip_on_stand_in(self, why: str) -> None:
         """It is the real one."""
+
+    def lose(self, consumer: LogConsumer) -> None:
+        assert isinstance(consumer, StreamsConsumer)
+        consumer._leases._hold(frozenset())
 
     async def crash(self, consumer: LogConsumer) -> None:
         assert isinstance(consumer, StreamsConsumer)
@@ -78,11 +104,28 @@ class KafkaRig:
         self._broker = broker
 
     def make_log(self) -> KafkaLog:
-        return KafkaLog(self._options, PARTITIONS, TOPICS, ())
+        return KafkaLog(self._options, PARTITIONS, CUSTOMER_TOPICS, ())
+
+    def locate(self, order: Order) -> None:
+        order.kafka = self._options
+
+    async def progress_seen(self, group: str, topic: str, partition: int) -> int | None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._options.bootstrap)
+        await admin.start()
+        try:
+            offsets = await admin.list_consumer_group_offsets(group)
+        finally:
+            await admin.close()
+        return int(offsets[TopicPartition(topic, partition)].offset)
 
     def skip_on_stand_in(self, why: str) -> None:
         if isinstance(self._broker, Tansu):
             pytest.skip(f"{Tansu.name} stands in for Apache Kafka, and {why}")
+
+    def lose(self, consumer: LogConsumer) -> None:
+        assert isinstance(consumer, KafkaLogConsumer)
+        assert consumer._consumer is not None
+        consumer._reassign(consumer._consumer, frozenset())
 
     async def crash(self, consumer: LogConsumer) -> None:
         assert isinstance(consumer, KafkaLogConsumer)

@@ -144,6 +144,22 @@ async def test_fetch_keeps_to_its_limit_and_is_fair(log: EventLog) -> None:
         assert 100 < max([len(await consumer.fetch(1000, 500)) for _ in range(3)]) <= 1000
 
 
+async def test_a_fetch_is_filled_when_enough_waits(log: EventLog) -> None:
+    """A backlog comes in fetches as large as allowed, also when one partition has most of it."""
+    await log.append([Entry(LOCATIONS, key_in(0), str(n).encode()) for n in range(9_000)])
+    await log.append(entries(1_000, CARTS))
+    async with member(log) as consumer:
+        await settle(consumer)
+        await seek_all(consumer)
+        sizes: list[int] = []
+        deadline = time.monotonic() + WITHIN_S
+        while sum(sizes) < 10_000:
+            sizes.append(len(await consumer.fetch(2_000, 200)))
+            assert time.monotonic() < deadline
+        assert max(sizes) == 2_000
+        assert len([size for size in sizes if size]) <= 8
+
+
 @pytest.mark.parametrize(
     "value", [b"", b"\x00\xff\r\n\x80", bytes(range(256)) * 3500], ids=["empty", "binary", "900KB"]
 )
@@ -178,6 +194,35 @@ async def test_lag_counts_what_is_not_processed(log: EventLog) -> None:
         assert await consumer.lag() == {(LOCATIONS, 1): 8, (CARTS, 1): 0}
         await consumer.progress(1, {LOCATIONS: records[4].position})
         assert (await consumer.lag())[LOCATIONS, 1] == 3
+
+
+async def test_processed_changes_with_progress_only(log: EventLog) -> None:
+    """It tells whether a consumer gets on: by progress, not by fetching or by what is appended."""
+    await log.append([Entry(LOCATIONS, key_in(1), str(n).encode()) for n in range(3)])
+    async with member(log) as consumer:
+        await settle(consumer)
+        assert consumer.processed() == {}
+        await consumer.seek(1, {})
+        at_start = consumer.processed()
+        assert at_start.keys() == {(LOCATIONS, 1), (CARTS, 1)}
+        records = await read(consumer, 3)
+        await log.append(entries(5))
+        assert consumer.processed() == at_start
+        await consumer.progress(1, {LOCATIONS: records[1].position})
+        changed = {place for place, position in consumer.processed().items() if position != at_start[place]}
+        assert changed == {(LOCATIONS, 1)}
+
+
+async def test_progress_is_said_at_the_latest_when_it_stops(rig: Rig, log: EventLog, group: str) -> None:
+    """Progress right after progress is not lost for those who watch the group from outside."""
+    await log.append([Entry(LOCATIONS, key_in(1), str(n).encode()) for n in range(200)])
+    async with member(log, group) as consumer:
+        await settle(consumer)
+        await consumer.seek(1, {})
+        records = await read(consumer, 200)
+        for record in records:
+            await consumer.progress(1, {LOCATIONS: record.position})
+    assert await rig.progress_seen(group, LOCATIONS, 1) in (None, 200)
 
 
 async def test_the_number_of_partitions_is_checked(rig: Rig, log: EventLog) -> None:

@@ -1,17 +1,28 @@
 """What only the Kafka adapter has: topics of its own making, and records of other producers."""
 
+import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 
 from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
 from server.log.base import Entry
 from server.log.kafka import KafkaLog, KafkaOptions
 from tests.server.log.rigs import member, read, running, seek_all, settle
-from tests.services.kafka import create_topics
+from tests.services.kafka import KafkaBroker, Tansu, create_topics
 from tests.services.ports import free_ports
 
 pytestmark = pytest.mark.kafka
+
+
+async def topics_of(bootstrap: str) -> set[str]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        return {name for name in await admin.list_topics() if not name.startswith("__")}
+    finally:
+        await admin.close()
 
 
 async def test_missing_topics_are_created(kafka_options: KafkaOptions) -> None:
@@ -30,6 +41,87 @@ async def test_a_customer_topic_with_other_partitions_is_named(
     with pytest.raises(ConfigurationError, match=r"customers\.carts has 3 partitions"):
         await log.start()
     await log.stop()
+
+
+async def test_every_topic_that_does_not_fit_is_named(kafka_bootstrap: str, kafka_options: KafkaOptions) -> None:
+    """One start tells all that is wrong, with the numbers and what to do, and has changed nothing."""
+    await create_topics(kafka_bootstrap, {"customers.carts": 3, "customers.actions": 8, "customers.locations": 4})
+    log = KafkaLog(kafka_options, 4)
+    with pytest.raises(ConfigurationError) as stopped:
+        await log.start()
+    await log.stop()
+    said = str(stopped.value)
+    assert "customers.carts has 3 partitions, customers.actions has 8 partitions" in said
+    assert "NEARCAST_PARTITIONS is 4" in said
+    assert "customers.locations has" not in said
+    assert await topics_of(kafka_bootstrap) == {"customers.carts", "customers.actions", "customers.locations"}
+
+
+async def test_missing_topics_are_named_where_they_may_not_be_created(
+    kafka_bootstrap: str, kafka_options: KafkaOptions
+) -> None:
+    """With creation off, each missing topic is named, beside those that don't fit, and nothing is created."""
+    await create_topics(kafka_bootstrap, {"customers.carts": 3, "customers.locations": 4, "stores.fences": 1})
+    log = KafkaLog(msgspec.structs.replace(kafka_options, create_topics=False), 4)
+    with pytest.raises(ConfigurationError) as stopped:
+        await log.start()
+    await log.stop()
+    wrong, missing = str(stopped.value).splitlines()
+    assert "customers.carts has 3 partitions" in wrong
+    expected = {*CUSTOMER_TOPICS, *CATALOGUE_TOPICS} - {"customers.carts", "customers.locations", "stores.fences"}
+    assert missing.startswith(f"missing topics: {', '.join(sorted(expected))}.")
+    assert "4 partitions each" in missing
+    assert "NEARCAST_KAFKA_CREATE_TOPICS" in missing
+    assert await topics_of(kafka_bootstrap) == {"customers.carts", "customers.locations", "stores.fences"}
+
+
+async def test_topics_made_by_somebody_else_are_enough(kafka_bootstrap: str, kafka_options: KafkaOptions) -> None:
+    """With creation off and all topics there, everything works."""
+    await create_topics(kafka_bootstrap, {**dict.fromkeys(CUSTOMER_TOPICS, 4), **dict.fromkeys(CATALOGUE_TOPICS, 1)})
+    async with running(KafkaLog(msgspec.structs.replace(kafka_options, create_topics=False), 4)) as log:
+        await log.append([Entry(topic, "key", b"value") for topic in (*CUSTOMER_TOPICS, *CATALOGUE_TOPICS)])
+
+
+async def test_topics_that_kafka_does_not_create_are_named(
+    kafka_broker: KafkaBroker | None, kafka_options: KafkaOptions
+) -> None:
+    """The broker says no (here: it has no nine brokers to replicate to); the message says to what, and why."""
+    if isinstance(kafka_broker, Tansu):
+        pytest.skip(f"{Tansu.name} stands in for Apache Kafka, and creates topics whatever replication is asked for")
+    log = KafkaLog(msgspec.structs.replace(kafka_options, replication=9), 4)
+    with pytest.raises(ConfigurationError) as stopped:
+        await log.start()
+    await log.stop()
+    said = str(stopped.value)
+    for topic in (*CUSTOMER_TOPICS, *CATALOGUE_TOPICS):
+        assert f"{topic} (InvalidReplicationFactorError" in said
+    assert "NEARCAST_KAFKA_REPLICATION is 9" in said
+
+
+async def test_marks_of_transactions_are_no_lag(
+    kafka_broker: KafkaBroker | None, kafka_bootstrap: str, kafka_options: KafkaOptions
+) -> None:
+    """A producer with transactions leaves marks that take offsets: what is processed to the end has no lag."""
+    if isinstance(kafka_broker, Tansu):
+        pytest.skip(f"{Tansu.name} stands in for Apache Kafka, and knows no transactions")
+    async with running(KafkaLog(kafka_options, 4)) as log:
+        async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap, transactional_id="test") as producer:
+            for aborted in (False, True):
+                await producer.begin_transaction()
+                for n in range(3):
+                    await producer.send_and_wait("customers.carts", str(n).encode(), partition=0)
+                await (producer.abort_transaction() if aborted else producer.commit_transaction())
+        async with member(log, topics=["customers.carts"]) as consumer:
+            await settle(consumer)
+            await consumer.seek(0, {})
+            records = await read(consumer, 3)
+            assert [record.value for record in records] == [b"0", b"1", b"2"]
+            assert await consumer.fetch(10, 300) == []
+            assert (await consumer.lag())["customers.carts", 0] > 0
+            await consumer.progress(0, {"customers.carts": records[1].position})
+            assert (await consumer.lag())["customers.carts", 0] > 0
+            await consumer.progress(0, {"customers.carts": records[2].position})
+            assert (await consumer.lag())["customers.carts", 0] == 0
 
 
 async def test_a_catalogue_topic_may_have_any_number_of_partitions(

@@ -53,6 +53,39 @@ async def test_a_rebalance_starts_a_new_generation(log: EventLog, group: str) ->
             assert len(await read(one, PARTITIONS)) == PARTITIONS
 
 
+async def test_records_that_come_too_late_are_not_delivered(rig: Rig, log: EventLog) -> None:
+    """The partitions went while a fetch was waiting: what it then reads belongs to their next owner."""
+    async with member(log) as consumer:
+        await settle(consumer)
+        await seek_all(consumer)
+        await consumer.fetch(10, 50)
+        fetching = asyncio.create_task(consumer.fetch(10, 1_000))
+        await asyncio.sleep(0)
+        rig.lose(consumer)
+        await log.append(one_per_partition(b""))
+        assert await fetching == []
+
+
+async def test_a_restarted_consumer_starts_over(log: EventLog, group: str) -> None:
+    """What it had is gone with a new generation, also for a fetch that waits; then it is dealt its share again."""
+    async with member(log, group) as one, member(log, group) as two:
+        owned = await settle(one, two)
+        for consumer in (one, two):
+            await seek_all(consumer)
+        generation, _ = one.assignment()
+        fetching = asyncio.create_task(fetch_or_nothing(one, 2_000))
+        await one.restart()
+        assert one.assignment()[0] > generation
+        assert await fetching == []
+        assert one.processed() == {}
+        await log.append(one_per_partition(b""))
+        await settle(one, two)
+        for consumer in (one, two):
+            await seek_all(consumer)
+            assert len(await read(consumer, PARTITIONS)) == PARTITIONS
+        assert {len(partitions) for partitions in owned} == {PARTITIONS // 2}
+
+
 async def test_a_worker_that_leaves_is_replaced_at_once(rig: Rig, log: EventLog, group: str) -> None:
     """`stop` hands the partitions over without waiting for the session time-out."""
     rig.skip_on_stand_in("waits for the session time-out whenever a group changes")
@@ -111,7 +144,7 @@ async def test_the_server_goes_away_and_comes_back(rig: Rig, log: EventLog, grou
 
         await append_when_possible(log, one_per_partition(b"after"))
         # The engine's own loop: a new generation is sought again from the stored positions.
-        sought, seen = consumer.assignment()[0], set()
+        sought, seen = consumer.assignment()[0], set[tuple[str, int]]()
         deadline = time.monotonic() + WITHIN_S
         while len(seen) < 2 * PARTITIONS:
             assert time.monotonic() < deadline, f"only {seen} came after the outage"
@@ -126,9 +159,9 @@ async def test_the_server_goes_away_and_comes_back(rig: Rig, log: EventLog, grou
                     seen.add((record.topic, record.partition))
 
 
-async def fetch_or_nothing(consumer: LogConsumer) -> list[Record]:
+async def fetch_or_nothing(consumer: LogConsumer, wait_ms: int = 200) -> list[Record]:
     try:
-        return await consumer.fetch(100, 200)
+        return await consumer.fetch(100, wait_ms)
     except Unavailable:
         await asyncio.sleep(0.05)
         return []

@@ -1,12 +1,14 @@
 """What only the Valkey Streams adapter has: trimming, and streams that others write to."""
 
+import asyncio
+
 from redis.asyncio import Redis
 
 from nearcast import keys
 from nearcast.ids import partition_of
 from server.log.base import Entry
 from server.log.streams import StreamsLog
-from tests.server.log.rigs import LOCATIONS, PARTITIONS, member, read, running, seek_all, settle
+from tests.server.log.rigs import LOCATIONS, PARTITIONS, WITHIN_S, member, read, running, seek_all, settle
 
 PARTITION = partition_of("key", PARTITIONS)
 STREAM = keys.log_stream(LOCATIONS, PARTITION)
@@ -35,9 +37,51 @@ async def test_only_what_is_processed_and_old_is_trimmed(valkey_url: str, redis:
         assert await redis.xlen(STREAM) == 320
         await consumer.progress(PARTITION, {LOCATIONS: records[309].position})
         # Trimming is by whole blocks of the stream, so some old records may remain.
-        assert 20 <= await redis.xlen(STREAM) < 200
+        assert await shrunk(redis, 200) >= 20
         await consumer.seek(PARTITION, {LOCATIONS: records[299].position})
         assert await read(consumer, 20) == records[300:]
+
+
+async def test_trimming_keeps_up_with_a_fast_stream(valkey_url: str, redis: Redis) -> None:
+    """All that is old goes, however much it is: one command of the server's drops ten thousand at the most."""
+    now_ms = 500_000 * HOUR_MS
+    async with redis.pipeline(transaction=False) as pipeline:
+        for n in range(25_000):
+            pipeline.xadd(STREAM, {"k": "key", "v": ""}, id=f"{now_ms - 2 * HOUR_MS}-{n + 1}")
+        await pipeline.execute()
+    await _write(redis, now_ms, 1)
+    async with (
+        running(StreamsLog(valkey_url, PARTITIONS, retention_ms=HOUR_MS)) as log,
+        member(log, topics=[LOCATIONS]) as consumer,
+    ):
+        await settle(consumer)
+        await seek_all(consumer)
+        records = await read(consumer, 25_001, max_records=5_000)
+        await consumer.progress(PARTITION, {LOCATIONS: records[-1].position})
+        assert await shrunk(redis, 200) >= 1
+
+
+async def test_one_long_stream_fills_a_batch(valkey_url: str) -> None:
+    """When one stream has nearly all that waits, a fetch still returns as many records as were asked for."""
+    topics = [f"topic-{n}" for n in range(5)]
+    async with running(StreamsLog(valkey_url, PARTITIONS)) as log, member(log, topics=topics) as consumer:
+        await log.append([Entry(topics[0], "key", str(n).encode()) for n in range(5_000)])
+        await log.append([Entry(topic, "key", b"few") for topic in topics[1:]])
+        await settle(consumer)
+        await seek_all(consumer)
+        batches = [await consumer.fetch(2_000, 200) for _ in range(3)]
+        assert [len(batch) for batch in batches] == [2_000, 2_000, 1_004]
+        assert {record.topic for record in batches[0]} == set(topics)
+        long = [int(record.value) for batch in batches for record in batch if record.topic == topics[0]]
+        assert long == list(range(5_000))
+
+
+async def shrunk(redis: Redis, below: int) -> int:
+    """Wait until fewer than `below` records are left; how many."""
+    async with asyncio.timeout(WITHIN_S):
+        while (left := int(await redis.xlen(STREAM))) >= below:
+            await asyncio.sleep(0.02)
+    return left
 
 
 async def test_entries_without_our_fields_are_delivered(valkey_url: str, redis: Redis) -> None:

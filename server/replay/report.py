@@ -1,0 +1,249 @@
+"""In which decisions two runs differ: what was decided about the same moment of the same customer.
+
+Depends on nothing but the runs: the same recording and rules give the same bytes.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+
+import msgspec
+
+from nearcast.ids import CustomerId
+from server.replay.player import Key, Made, Run
+from server.replay.recording import Recorded
+
+NOBODY: Mapping[CustomerId, int] = {}
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the two that are compared, in numbers."""
+
+    name: str
+    decisions: int
+    #: By outcome: offer, assist, nothing.
+    outcomes: dict[str, int]
+    #: Empty for the live decisions, which may have been made with several.
+    rules_version: str = ""
+    receipts_kept: int = 0
+    receipts_dropped: int = 0
+    dead_letters: dict[str, int] = {}
+
+
+class OfPromotion(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a promotion won, before and after."""
+
+    promotion: str
+    before: int
+    after: int
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A kind of difference, and how often it is there. A side is `offer coffee`, `nothing (capped)` or `-`."""
+
+    before: str
+    after: str
+    count: int
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision that differs."""
+
+    customer: str
+    at_ms: int
+    trigger: str
+    subject: str
+    event: str
+    before: str
+    after: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Two sides and their differences. With one side only there is nothing to compare: then `after` is None."""
+
+    records: int
+    first_ms: int
+    last_ms: int
+    before: Side
+    after: Side | None = None
+    same: int = 0
+    only_before: int = 0
+    only_after: int = 0
+    changed: int = 0
+    promotions: list[OfPromotion] = []
+    changes: list[Change] = []
+    samples: list[Sample] = []
+
+    @property
+    def differences(self) -> int:
+        return self.only_before + self.only_after + self.changed
+
+
+def side_of(name: str, run: Run) -> Side:
+    return Side(
+        name=name,
+        decisions=len(run.decisions),
+        outcomes=_outcomes(run.decisions.values()),
+        rules_version=run.rules_version,
+        receipts_kept=run.receipts["kept"],
+        receipts_dropped=run.receipts["dropped"],
+        dead_letters=dict(sorted(run.dead_letters.items())),
+    )
+
+
+def side_of_live(recorded: Recorded, decisions: Mapping[Key, Made]) -> Side:
+    versions = sorted({decision.rules_version for decision in recorded.decisions})
+    return Side(
+        name="live",
+        decisions=len(decisions),
+        outcomes=_outcomes(decisions.values()),
+        rules_version=versions[0] if len(versions) == 1 else "",
+    )
+
+
+def compare(
+    report: Report,
+    before: Mapping[Key, Made],
+    after: Mapping[Key, Made],
+    samples: int,
+    kept_from: Mapping[CustomerId, int] = NOBODY,
+) -> Report:
+    """The report with the differences. What `before` can't know, being older than `kept_from`, is left out."""
+    known = [key for key in after if key in before or key.at_ms >= kept_from.get(key.customer, 0)]
+    changes: Counter[tuple[str, str]] = Counter()
+    differing: list[tuple[Key, str, str]] = []
+    same = 0
+    for key in sorted({*before, *known}):
+        sides = _words(before.get(key)), _words(after.get(key))
+        if sides[0] == sides[1]:
+            same += 1
+        else:
+            changes[_kind(before.get(key)), _kind(after.get(key))] += 1
+            differing.append((key, *sides))
+    only_before = sum(key not in after for key, _, _ in differing)
+    only_after = sum(key not in before for key, _, _ in differing)
+    # Drawn by hash: from everywhere, and the same ones every time.
+    chosen = sorted(differing, key=lambda each: _drawn(each[0]))[:samples]
+    return msgspec.structs.replace(
+        report,
+        same=same,
+        only_before=only_before,
+        only_after=only_after,
+        changed=len(differing) - only_before - only_after,
+        promotions=list(_promotions(before.values(), [after[key] for key in known])),
+        changes=[
+            Change(before=left, after=right, count=count)
+            for (left, right), count in sorted(changes.items(), key=lambda item: (-item[1], item[0]))
+        ],
+        samples=[
+            Sample(
+                customer=key.customer,
+                at_ms=key.at_ms,
+                trigger=key.trigger,
+                subject=key.subject,
+                event=key.event,
+                before=left,
+                after=right,
+            )
+            for key, left, right in sorted(chosen, key=lambda each: (each[0].at_ms, each[0]))
+        ],
+    )
+
+
+def as_json(report: Report) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def as_text(report: Report) -> str:
+    """For people."""
+    return "\n".join(_text(report)) + "\n"
+
+
+def _text(report: Report) -> Iterator[str]:
+    yield f"{_number(report.records, 'record')}, arrived from {_time(report.first_ms)} to {_time(report.last_ms)}"
+    yield ""
+    sides = [report.before] if report.after is None else [report.before, report.after]
+    outcomes = sorted({outcome for side in sides for outcome in side.outcomes})
+    rows = [["", *(side.name for side in sides)], ["decisions", *(str(side.decisions) for side in sides)]]
+    rows += [[f"  {outcome}", *(str(side.outcomes.get(outcome, 0)) for side in sides)] for outcome in outcomes]
+    rows.append(["rules version", *(side.rules_version or "several" for side in sides)])
+    if any(side.receipts_kept or side.receipts_dropped for side in sides):
+        rows.append(["receipts used", *(str(side.receipts_kept) for side in sides)])
+        rows.append(["receipts dropped", *(str(side.receipts_dropped) for side in sides)])
+    for reason in sorted({reason for side in sides for reason in side.dead_letters}):
+        rows.append([f"dead: {reason}", *(str(side.dead_letters.get(reason, 0)) for side in sides)])
+    yield from _table(rows)
+    if report.after is None:
+        yield ""
+        yield "Nothing to compare with: the recording holds no decisions, and no --rules were given."
+        return
+    yield ""
+    yield (
+        f"{_number(report.differences, 'difference')}: {report.changed} changed, {report.only_before} only in "
+        f"{report.before.name}, {report.only_after} only in {report.after.name}; {report.same} the same"
+    )
+    if report.promotions:
+        yield ""
+        yield from _table(
+            [
+                ["promotion", report.before.name, report.after.name, "change"],
+                *([p.promotion, str(p.before), str(p.after), f"{p.after - p.before:+d}"] for p in report.promotions),
+            ]
+        )
+    if report.changes:
+        yield ""
+        yield from _table(
+            [
+                ["times", report.before.name, report.after.name],
+                *([str(c.count), c.before, c.after] for c in report.changes),
+            ]
+        )
+    if report.samples:
+        yield ""
+        yield from _table(
+            [
+                ["customer", "at", "trigger", "subject", report.before.name, report.after.name],
+                *([s.customer, _time(s.at_ms), s.trigger, s.subject, s.before, s.after] for s in report.samples),
+            ]
+        )
+
+
+def _table(rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _outcomes(decisions: Iterable[Made]) -> dict[str, int]:
+    return dict(sorted(Counter(made.outcome for made in decisions).items()))
+
+
+def _promotions(before: Iterable[Made], after: Iterable[Made]) -> Iterator[OfPromotion]:
+    left, right = (Counter(made.promotion for made in side if made.promotion is not None) for side in (before, after))
+    for promotion in sorted({*left, *right}):
+        yield OfPromotion(promotion=promotion, before=left[promotion], after=right[promotion])
+
+
+def _words(made: Made | None) -> str:
+    if made is not None and made.sku is not None:
+        return f"{_kind(made)} for {made.sku}"
+    return _kind(made)
+
+
+def _kind(made: Made | None) -> str:
+    if made is None:
+        return "-"
+    return f"{made.outcome} {made.promotion}" if made.promotion is not None else f"{made.outcome} ({made.reason})"
+
+
+def _drawn(key: Key) -> bytes:
+    return hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=16).digest()
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(sep=" ", timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,218 @@
+"""Why not: every condition and every gate is named, and says what the decision itself would."""
+
+from typing import Any
+
+import pytest
+
+from nearcast.customer import Customer, Presence
+from nearcast.decisions import Candidate, Decision, Reason
+from nearcast.ids import DecisionId, FenceId, PromotionId, Sku, StoreId
+from nearcast.world import Cap, Circle, Fence, Promotion, Store, What, When, Where, Who
+from offers.candidates import candidates
+from offers.decide import screen
+from offers.explain import _DETAILS, Explanation, explain, situation_for
+from offers.gates import GATES
+from offers.policy import Policy, QuietHours
+from tests.offers.examples import (
+    ALL_IN_STOCK,
+    BOOTS,
+    DOORSTEP,
+    NOW_MS,
+    SHOP,
+    STORE,
+    TENT,
+    catalogue,
+    customer,
+    inside,
+    moment,
+    promotion,
+    sent,
+    what_happens,
+)
+
+DOOR = Circle((16.37, 48.2), 50.0)
+FENCES = {
+    fence.fence_id: fence
+    for fence in (
+        Fence(id="elsewhere", store="other", kind="vicinity", geometry=DOOR),
+        Fence(id="doorstep", store="shop", kind="vicinity", geometry=DOOR),
+        Fence(id="hall", store="shop", kind="store", geometry=DOOR),
+        Fence(id="boots", store="shop", kind="product", sku="boots", geometry=DOOR),
+        Fence(id="tents", store="shop", kind="product", sku="tent", geometry=DOOR),
+    )
+}
+NOWHERE = Presence()
+
+
+def why_not(
+    shopper: Customer,
+    offer: Promotion,
+    presence: Presence = NOWHERE,
+    *,
+    at: StoreId | None = None,
+    stock: Any = ALL_IN_STOCK,
+    policy: Policy | None = None,
+    store: Store = STORE,
+    decisions: tuple[Decision, ...] = (),
+) -> Explanation:
+    world = catalogue(offer, store=store)
+    asked, assumed = situation_for(offer, shopper, presence, FENCES, world, at, NOW_MS)
+    return explain(offer, asked, assumed, shopper, world, stock, policy or Policy(), decisions)
+
+
+@pytest.mark.parametrize(
+    ("shopper", "offer", "options", "reason", "said"),
+    [
+        ({"consents": ("websocket",)}, {}, {}, None, "websocket"),
+        ({"consents": ()}, {}, {}, Reason.NO_CONSENT, "consented to none"),
+        ({}, {"when": When(ends_ms=NOW_MS)}, {}, Reason.OUTSIDE_WINDOW, "until 2025-06-15T15:06:40Z"),
+        ({}, {"who": Who(loyalty=["gold"])}, {}, Reason.NOT_IN_AUDIENCE, "loyalty gold"),
+        ({}, {"what": What(skus=["gone"])}, {}, Reason.NO_PRODUCT, "gone is not in the catalogue"),
+        (
+            {},
+            {},
+            {"store": Store(id="shop", name="Shop", lat=48.2, lng=16.37, hours=[])},
+            Reason.STORE_CLOSED,
+            "opening hours of shop",
+        ),
+        ({}, {"what": What(skus=["tent"])}, {"stock": {}}, Reason.OUT_OF_STOCK, "0 pieces of tent at shop"),
+        ({"last_staff_contact_ms": NOW_MS - 60_000}, {}, {}, Reason.STAFF_CONTACT, "last 2025-06-15T15:05:40Z"),
+        (
+            {},
+            {},
+            {"policy": Policy(quiet_hours=QuietHours(starts=0, ends=1439))},
+            Reason.QUIET_HOURS,
+            "00:00 to 23:59 in Europe/Vienna",
+        ),
+        ({"messages": [sent()]}, {}, {}, Reason.CAPPED, "1 of 1 in 86400 s"),
+        ({"messages": [sent(status="failed")]}, {}, {}, None, ""),
+        (
+            {"messages": [sent("other")]},
+            {},
+            {"policy": Policy(caps=(Cap(count=1, period_s=86_400),))},
+            Reason.CAPPED_OVERALL,
+            "1 of 1 in 86400 s",
+        ),
+    ],
+)
+def test_what_a_gate_says(
+    shopper: dict[str, Any], offer: dict[str, Any], options: dict[str, Any], reason: Reason | None, said: str
+) -> None:
+    """The reason is that of the decision which the same moment would lead to; the gate tells what it looked at."""
+    ann, deal = customer(**shopper), promotion(**offer)
+    told = why_not(ann, deal, inside(DOORSTEP), **options)
+    (thing,) = told.things
+    assert (thing.stopped_by, told.candidate, told.situation.assumed) == (reason, True, False)
+    decided = what_happens(ann, deal, **options)
+    assert decided is not None
+    assert decided.reason == reason
+    assert [gate.name for gate in thing.gates] == [name for name, _ in GATES]
+    assert next((gate.name for gate in thing.gates if not gate.passes), None) == reason
+    about = reason or Reason.NO_CONSENT
+    assert said in next(gate.detail for gate in thing.gates if gate.name == about)
+    assert (reason.value if reason else "nothing stops it now") in told.summary
+
+
+def test_all_gates_are_told() -> None:
+    """A gate further on is told as well, though the decision never got there; and each gate has its words."""
+    (thing,) = why_not(customer(consents=(), messages=[sent()]), promotion(), inside(DOORSTEP)).things
+    assert thing.stopped_by == Reason.NO_CONSENT
+    assert [gate.name for gate in thing.gates if not gate.passes] == [Reason.NO_CONSENT, Reason.CAPPED]
+    assert list(_DETAILS) == [name for name, _ in GATES]
+
+
+@pytest.mark.parametrize(
+    ("shopper", "offer", "presence", "missing"),
+    [
+        ({}, {"who": Who(in_cart=True)}, inside(DOORSTEP), ["who.in_cart", "what"]),
+        (
+            {"cart": (BOOTS,)},
+            {"who": Who(in_cart=True), "what": What(skus=["tent"])},
+            inside(DOORSTEP),
+            ["who.in_cart", "what"],
+        ),
+        (
+            {"cart": (TENT,)},
+            {"who": Who(in_cart=True, on_wishlist=True)},
+            inside(DOORSTEP),
+            ["who.on_wishlist", "what"],
+        ),
+        ({}, {"where": Where(stores=["third"])}, inside(DOORSTEP), ["trigger", "where.stores"]),
+        ({}, {"where": Where(fences=["hall"])}, inside(DOORSTEP), ["trigger", "where.fences"]),
+        ({}, {"trigger": "enter", "where": Where(kinds=["store"])}, inside(DOORSTEP), ["trigger"]),
+        ({}, {"trigger": "cart_abandoned"}, NOWHERE, ["trigger"]),
+        ({}, {"trigger": "cart_abandoned", "where": Where(stores=["shop"])}, NOWHERE, ["trigger", "where.stores"]),
+        ({"viewed": {BOOTS: 5}}, {"trigger": "product_view", "what": What(skus=["tent"])}, NOWHERE, ["what"]),
+    ],
+)
+def test_what_a_promotion_asks_for(
+    shopper: dict[str, Any], offer: dict[str, Any], presence: Presence, missing: list[str]
+) -> None:
+    """Each condition that doesn't hold is named; those that hold are there, too."""
+    told = why_not(customer(**shopper), promotion(**offer), presence)
+    assert [each.name for each in told.conditions if each.holds is False] == missing
+    # Nothing is a candidate whose own conditions fail; the trigger alone may still come.
+    assert told.candidate is (missing == ["trigger"])
+    assert ("conditions" in told.summary) is not told.candidate
+
+
+def test_where_it_is_asked_about() -> None:
+    """Where the customer is, if the promotion fits there; else ("assumed") a fitting fence: of the store that was
+    named, of the thing that is on offer."""
+    at_tents = promotion(trigger="near_product", what=What(skus=["tent"]))
+    told = why_not(customer(), at_tents, inside(FenceId("boots"), FenceId("tents")))
+    assert (told.situation.fence, told.situation.sku, told.situation.assumed) == ("tents", TENT, False)
+    told = why_not(customer(), at_tents, inside(FenceId("boots")))
+    assert (told.situation.fence, told.situation.sku, told.situation.assumed) == ("tents", TENT, True)
+    assert "has not come yet" in told.summary
+    assert why_not(customer(), promotion()).situation.fence == "elsewhere"
+    assert why_not(customer(), promotion(), at=SHOP).situation.fence == DOORSTEP
+    assert why_not(customer(), promotion(trigger="exit"), inside(FenceId("hall"))).situation.fence == "hall"
+    help_wanted = why_not(customer(), promotion(trigger="help_request", kind="assist"), at=SHOP)
+    assert (help_wanted.situation.store, help_wanted.conditions[0].holds) == (SHOP, None)
+
+
+def test_what_is_asked_is_what_is_decided() -> None:
+    """The things and the reasons are those that candidates and gates come to, for the moment that is shown."""
+    deal = promotion(what=What(segments=["camping"]))
+    ann = customer(cart=(TENT,))
+    told = why_not(ann, deal, inside(DOORSTEP), stock={(SHOP, TENT): 1})
+    world = catalogue(deal)
+    at = moment(subject=told.situation.fence)
+    screened = screen(at, ann, candidates(at, ann, world), world, {(SHOP, TENT): 1}, Policy())
+    assert [(each.sku, each.stopped_by) for each in told.things] == [(each.sku, each.stopped_by) for each in screened]
+    assert [each.stopped_by for each in told.things] == [None, Reason.OUT_OF_STOCK]
+    assert "nothing stops it now" in told.summary
+
+
+def test_past_decisions() -> None:
+    """Where the promotion was a candidate: what stopped it, who won, what became of its message. No others."""
+    ann = customer(cart=(TENT,), messages=[sent(status="suppressed")])
+    dear = promotion(id="dear", value_cents=9_000)
+    outranked = what_happens(ann, promotion(), dear)
+    stopped = what_happens(customer(consents=()), promotion())
+    unrelated = what_happens(ann, dear)
+    won = Decision(
+        id=DecisionId("d0"),
+        moment=moment(),
+        outcome="offer",
+        at_ms=NOW_MS,
+        deadline_ms=NOW_MS,
+        candidates=[Candidate(promotion=PromotionId("deal"), sku=Sku("tent"), propensity=0.5, expected_cents=50.0)],
+        rules_version="r",
+        model_version="m",
+        promotion=PromotionId("deal"),
+    )
+    assert outranked is not None
+    assert stopped is not None
+    assert unrelated is not None
+    told = why_not(ann, promotion(), inside(DOORSTEP), decisions=(outranked, stopped, unrelated, won))
+    assert (told.decisions, told.stopped_by) == (4, {"no_consent": 1, "outranked": 1, "won": 1})
+    assert [(each.winner, each.things[0].stopped_by, each.message_status) for each in told.past] == [
+        ("dear", Reason.OUTRANKED, None),
+        (None, Reason.NO_CONSENT, None),
+        ("deal", None, "suppressed"),
+    ]
+    assert (told.past[0].winner_expected_cents, told.past[0].things[0].expected_cents) == (4_500.0, 50.0)
+    many = why_not(ann, promotion(), decisions=(outranked,) * 100)
+    assert (len(many.past), many.stopped_by) == (20, {"outranked": 100})
