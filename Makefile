@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help setup demo test check bench docs fmt lock clean
+.PHONY: help setup demo test faults check bench docs fmt lock clean
 
 help:          ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -25,6 +25,11 @@ demo: setup    ## The whole path on embedded defaults; ARGS="--seconds 40 --head
 test: setup    ## Every test, against a real Kafka, Valkey, SMTP server and browser
 	$(BIN)/python scripts/prepare_tests.py
 	$(BIN)/pytest $(ARGS)
+
+faults: setup  ## Every fault recipe in its long form, about half an hour; NEARCAST_TEST_SEED=1,2,3 for more seeds
+	$(BIN)/python scripts/prepare_tests.py
+	$(BIN)/pytest tests/faults -m "long or not long" -o log_cli=true -o log_cli_level=INFO \
+		-o log_cli_format="%(asctime)s %(name)s: %(message)s" $(ARGS)
 
 check: setup   ## Lint, types, import contracts; changes nothing
 	$(BIN)/ruff check .

@@ -23,6 +23,8 @@ KEPT_MESSAGES = 200
 #: Sign-ins are remembered apart from other events, so that the context of a visitor can't be taken over twice.
 KEPT_STITCHES = 32
 KEPT_VIEWS = 16
+#: How many anonymous ids a customer is remembered to have had.
+KEPT_VISITORS = 32
 #: How many things a cart or a wishlist can hold; the oldest go first.
 KEPT_THINGS = 200
 
@@ -122,6 +124,8 @@ class Customer(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     last_staff_contact_ms: int = 0
     #: Timers waiting for this customer: kind → due time.
     timers: dict[str, int] = {}
+    #: Anonymous ids under which the customer was known before signing in, newest last; erased with the customer.
+    visitors: list[str] = []
     #: 64-bit hashes of the last event ids, oldest first.
     seen: list[int] = []
     #: The same of sign-ins whose context was taken over.

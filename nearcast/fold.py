@@ -17,6 +17,7 @@ from nearcast.customer import (
     KEPT_STITCHES,
     KEPT_THINGS,
     KEPT_VIEWS,
+    KEPT_VISITORS,
     SEEN_EVENTS,
     UNSEEN,
     CartItem,
@@ -147,7 +148,7 @@ def _fold(customer: Customer, event: AnyEvent, segments: Mapping[str, str], rule
         case Stitch():
             _fold_stitch(customer, event, rules)
         case Erase():
-            return Folded(erased=True)
+            return Folded(erased=True, emit=[_erase_of(visitor, event) for visitor in customer.visitors])
     return Folded()
 
 
@@ -363,6 +364,7 @@ def _fold_identify(customer: Customer, event: Identify) -> Folded:
         # Event ids are the clients' own: two visitors may both have used this one.
         id=derived_event_id("stitch", event.customer, event.event_id),
         uid=event.uid,
+        anonymous_id=event.anonymous_id,
         ts=event.ts,
         cart={sku: (item.quantity, item.price_cents) for sku, item in customer.cart.items()},
         wishlist=dict(customer.wishlist),
@@ -373,7 +375,17 @@ def _fold_identify(customer: Customer, event: Identify) -> Folded:
     return Folded(emit=[stitch])
 
 
+def _erase_of(visitor: str, event: Erase) -> Erase:
+    """The same erasure for an anonymous record that the customer had."""
+    return Erase(
+        id=derived_event_id("erase", event.customer, event.event_id, visitor), anonymous_id=visitor, ts=event.ts
+    )
+
+
 def _fold_stitch(customer: Customer, event: Stitch, rules: FoldRules) -> None:
+    if event.anonymous_id is not None:
+        others = [visitor for visitor in customer.visitors if visitor != event.anonymous_id]
+        customer.visitors = [*others[1 - KEPT_VISITORS :], event.anonymous_id]
     for sku, (quantity, price_cents) in event.cart.items():
         item = customer.cart.get(sku)
         had = item.quantity if item else 0

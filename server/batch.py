@@ -28,14 +28,19 @@ from nearcast.world import Fence
 from server.log.base import Record
 from server.recent import Recent
 from server.state import Commit, DeadLetter, Ownership
+from server.stored import decode_customer
 from server.world import World
 
 
 class Cached(msgspec.Struct):
-    """What an engine keeps of one partition's customers."""
+    """What an engine keeps of one partition's customers: hot records as they are, cold ones as they are stored.
+
+    Decoded, a cold record takes several times the room, and gives the garbage collector a dozen things to look at; one
+    event in twelve needs it.
+    """
 
     presences: Recent[CustomerId, Presence]
-    customers: Recent[CustomerId, Customer]
+    customers: Recent[CustomerId, bytes]
 
 
 class Item(msgspec.Struct, gc=False):
@@ -148,7 +153,7 @@ class Batch:
                 if cold is None:
                     missing.setdefault(partition, Missing()).cold[customer] = None
                 else:
-                    customers[customer] = cold
+                    customers[customer] = decode_customer(customer, cold)
         return missing
 
     def take_presences(self) -> None:
@@ -238,8 +243,13 @@ class Batch:
         """Fold one event into its customer; returns the moments it is worth."""
         event = item.event
         if item.customer in self.unreadable:
-            self.bury_unreadable(item)
-            return ()
+            if not isinstance(event, Erase):
+                self.bury_unreadable(item)
+                return ()
+            # Erasing needs no reading, and mends the record.
+            del self.unreadable[item.customer]
+            self.customers[item.customer] = Customer(id=item.customer)
+            self.presences[item.customer] = Presence()
         if isinstance(event, Location):
             status, moments = self._fix(item, event)
         elif fold.is_late(event, item.record.arrived_ms, self._rules):
@@ -307,7 +317,7 @@ class Batch:
         )
 
     def _fix(self, item: Item, event: Location) -> tuple[str, Sequence[Moment]]:
-        presence = item.presence
+        presence = item.presence or self.presences.get(item.customer)
         if presence is None:
             raise LookupError("a fix whose hot record was neither read nor unreadable")
         if not presence.allowed:
@@ -324,7 +334,7 @@ class Batch:
         presence = self.presences[item.customer]
         if not presence.timer_ms or presence.timer_ms != event.due_ms:
             return "stale", ()
-        presence.timer_ms = 0
+        self._forget_timer(item, presence)
         self.commits[item.record.partition].presences[item.customer] = presence
         return "applied", self._moved(item, presence, on_timer(presence, event.due_ms, self.world.fences))
 
@@ -378,11 +388,14 @@ class Batch:
     def _forget_place(self, item: Item, presence: Presence) -> None:
         presence.inside = {}
         if presence.timer_ms:
-            presence.timer_ms = 0
-            self.commits[item.record.partition].timers[item.customer, fold.PRESENCE_TIMER] = 0
+            self._forget_timer(item, presence)
+
+    def _forget_timer(self, item: Item, presence: Presence) -> None:
+        presence.timer_ms = 0
+        self.commits[item.record.partition].timers[item.customer, fold.PRESENCE_TIMER] = 0
 
     def _erase(self, item: Item) -> None:
-        """Back to a blank customer. In place: the cache and later events of the batch hold the same objects."""
+        """Back to a blank customer. In place: the cache and other events of the batch hold the same objects."""
         commit = self.commits[item.record.partition]
         commit.erased[item.customer] = item.record.arrived_ms
         commit.customers.pop(item.customer, None)

@@ -33,6 +33,7 @@ from server.batch import Batch, Cached, Item, Missing, Work
 from server.log.base import LogConsumer, Record
 from server.recent import Recent
 from server.state import Commit, Encoded, Ownership, StateStore
+from server.stored import decode_customer, encode_customer
 from server.world import WorldStore
 
 logger = logging.getLogger("nearcast.server.engine")
@@ -141,6 +142,10 @@ class Engine:
         for commit in commits:
             owner = self._owned[commit.partition]
             self._owned[commit.partition] = owner._replace(offsets=owner.offsets | commit.offsets)
+        for made in encoded:
+            cached = self._cached[made.partition]
+            for customer, data in made.customers.items():
+                cached.customers.put(customer, data)
         metrics.BATCH_EVENTS.observe(len(records))
         self._committing = asyncio.create_task(self._commit(batch, commits, encoded), name="engine commit")
         # It starts now, not when this task has nothing else to do.
@@ -217,12 +222,14 @@ class Engine:
         for partition, (hot, cold) in answers.items():
             wanted = missing[partition]
             cached = self._cached[partition]
-            for customer, profile in zip(wanted.cold, cold, strict=True):
-                if isinstance(profile, UnreadableState):
-                    batch.unreadable[customer] = profile
-                else:
-                    batch.customers[customer] = profile
-                    cached.customers.put(customer, profile)
+            for customer, data in zip(wanted.cold, cold, strict=True):
+                try:
+                    profile = decode_customer(customer, data)
+                except UnreadableState as error:
+                    batch.unreadable[customer] = error
+                    continue
+                batch.customers[customer] = profile
+                cached.customers.put(customer, encode_customer(profile) if data is None else data)
             for customer, found in zip(wanted.hot, hot, strict=True):
                 if isinstance(found, UnreadableState):
                     batch.unreadable[customer] = found
@@ -257,7 +264,7 @@ class Engine:
             if known is None:
                 missing.setdefault(partition, Missing()).cold[item.customer] = None
             else:
-                batch.customers[item.customer] = known
+                batch.customers[item.customer] = decode_customer(item.customer, known)
         await self._read(batch, missing)
 
     async def _decide(self, batch: Batch, moments: Sequence[tuple[Item, Moment]]) -> None:

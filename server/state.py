@@ -10,10 +10,10 @@ believes the offsets it finds.
 How the records look is `server.stored`'s part.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -36,10 +36,9 @@ MAX_DEAD_LETTERS = 10_000
 KEPT_DEAD_LETTERS = 100_000
 TIMER_SEPARATOR = "\x1f"
 
-T = TypeVar("T")
 #: Whose hot and whose cold records to read; and what was found.
 Wanted = tuple[Sequence[CustomerId], Sequence[CustomerId]]
-Found = tuple[list[Hot | UnreadableState], list[Customer | UnreadableState]]
+Found = tuple[list[Hot | UnreadableState], list[bytes | None]]
 
 _MSGPACK = msgspec.msgpack.Encoder()
 _DECISION = msgspec.json.Decoder(Decision)
@@ -110,6 +109,8 @@ class Encoded(NamedTuple):
     partition: int
     keys: list[str]
     values: list[bytes | int]
+    #: The cold records as they will stand in the store, erased customers' included.
+    customers: dict[CustomerId, bytes]
 
 
 class StateStore:
@@ -143,18 +144,19 @@ class StateStore:
         if not customers:
             return []
         hot, cold = (await self.fetch({partition: (customers, customers)}))[partition]
-        for record in (*hot, *cold):
+        for record in hot:
             if isinstance(record, UnreadableState):
                 raise record
         return [
-            Known(profile, presence.presence)
-            for profile, presence in zip(cast("list[Customer]", cold), cast("list[Hot]", hot), strict=True)
+            Known(decode_customer(customer, data), presence.presence)
+            for customer, data, presence in zip(customers, cold, cast("list[Hot]", hot), strict=True)
         ]
 
     async def fetch(self, wanted: Mapping[int, Wanted]) -> dict[int, Found]:
         """The hot records of some and the cold records of others, by partition, in order, in one round trip.
 
-        A record that can't be decoded is returned as the error that says why: the others are good.
+        Cold ones come as they are stored (`server.stored.decode_customer`). A hot one that can't be decoded is returned
+        as the error that says why: the others are good.
         """
         with reaching_store():
             pipe = self._redis.pipeline(transaction=False)
@@ -164,10 +166,10 @@ class StateStore:
             answers = await pipe.execute() if wanted else []
         return {
             partition: (
-                [_decoded(decode_presence, customer, blob) for customer, blob in zip(hot, blobs, strict=False)],
-                [_decoded(decode_customer, *pair) for pair in zip(cold, blobs[len(hot) :], strict=True)],
+                [_presence(customer, blob) for customer, blob in zip(hot, blobs, strict=False)],
+                [None if blob is None else raw(blob) for blob in blobs[len(hot) :]],
             )
-            for (partition, (hot, cold)), blobs in zip(wanted.items(), answers, strict=True)
+            for (partition, (hot, _)), blobs in zip(wanted.items(), answers, strict=True)
         }
 
     async def read(self, customer: CustomerId) -> Known | None:
@@ -205,7 +207,8 @@ class StateStore:
     def encode(self, batch: Commit) -> Encoded:
         """Turn a batch into what is sent, without sending it: what can't be encoded shows here."""
         partition = batch.partition
-        sets = {keys.customer(partition, customer): encode_customer(cold) for customer, cold in batch.customers.items()}
+        customers = {customer: encode_customer(cold) for customer, cold in batch.customers.items()}
+        blank = {customer: encode_customer(Customer(id=customer)) for customer in batch.erased}
         # Nearly all of a batch are fixes. As one argument they cost a third of what a key and a value each would.
         hot: list[str] = []
         for customer, presence in batch.presences.items():
@@ -241,8 +244,9 @@ class StateStore:
         letters = [letter.value for letter in batch.dead_letters]
         return Encoded(
             partition,
-            [*fixed, *sets],
-            [batch.epoch, len(sets), *sets.values(), _MSGPACK.encode(rest), *letters],
+            [*fixed, *(f"{keys.customer(partition, '')}{customer}" for customer in customers)],
+            [batch.epoch, len(customers), *customers.values(), _MSGPACK.encode(rest), *letters],
+            blank | customers,
         )
 
     async def commit(self, batches: Sequence[Encoded]) -> None:
@@ -295,10 +299,8 @@ def too_many_dead_letters(partition: int, limit: int) -> str:
     )
 
 
-def _decoded(
-    decode: Callable[[CustomerId, bytes | None], T], customer: CustomerId, blob: bytes | str | None
-) -> T | UnreadableState:
+def _presence(customer: CustomerId, blob: bytes | str | None) -> Hot | UnreadableState:
     try:
-        return decode(customer, None if blob is None else raw(blob))
+        return decode_presence(customer, None if blob is None else raw(blob))
     except UnreadableState as error:
         return error

@@ -259,7 +259,7 @@ async def test_stops_before_it_would_throw_dead_letters_away(redis: Redis) -> No
     feed = await owning(redis, max_dead_letters=700)
     batches = [[Record(topics.STORES, 0, str(start + n), "s", b"?", 0) for n in range(500)] for start in (0, 500)]
     await feed.process(batches[0])
-    with pytest.raises(DeadLettersFull, match="partition 0.*NEARCAST_DEAD_LETTERS_LIMIT"):
+    with pytest.raises(DeadLettersFull, match=r"partition 0.*NEARCAST_DEAD_LETTERS_LIMIT"):
         await feed.process(batches[1])
     assert await redis.xlen(keys.dead_letters(0)) == 500
     assert await redis.hget(keys.catalogue_offsets(0), topics.STORES) == b"499"

@@ -1,6 +1,7 @@
 """Dead letters from the command line, on a real store and through a real engine."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.services.valkey import ValkeyProcess
 NOW = 1_795_000_000_000
 SECRET = "a-secret-of-the-tests-with-more-than-32-bytes"
 ANN = partition_of("ann", PARTITIONS)
+_BURIED_MS = itertools.count(NOW)
 
 
 class Answer(msgspec.Struct):
@@ -84,8 +86,10 @@ async def bury(redis: Redis, value: bytes, **fields: str) -> str:
         "value": value,
         **fields,
     }
-    entry = await redis.xadd(keys.dead_letters(partition), letter)  # type: ignore[arg-type]
-    return f"{partition}:{entry.decode()}"
+    # A millisecond apart, so that it is plain which is the oldest.
+    entry = f"{next(_BURIED_MS)}-0"
+    await redis.xadd(keys.dead_letters(partition), letter, id=entry)  # type: ignore[arg-type]
+    return f"{partition}:{entry}"
 
 
 async def records(redis: Redis, topic: str) -> list[tuple[int, bytes, bytes]]:

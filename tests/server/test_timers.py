@@ -39,7 +39,7 @@ async def log(redis: Redis, valkey_url: str) -> AsyncIterator[StreamsLog]:
 
 
 async def test_an_abandoned_cart(redis: Redis, log: StreamsLog) -> None:
-    """A second after the last change the cart counts as abandoned: one decision, and only its deadline is waited for."""
+    """A second after the last change the cart counts as abandoned: one decision, and only its deadline waits."""
     now_ms = SystemClock().now_ms()
     bench = Bench(redis, log)
     world = WorldFile(stores=WORLD.stores, products=WORLD.products, promotions=[REMINDER])

@@ -1,0 +1,56 @@
+"""How an engine comes to wake up after its partitions have moved."""
+
+from signal import SIGCONT
+
+from nearcast import keys
+from tests.faults.rig import Rig
+from tests.faults.traffic import PARTITIONS
+from tests.system.process import eventually
+
+#: A key of the store → its content.
+Picture = dict[str, bytes]
+
+
+async def let_an_engine_oversleep(rig: Rig, step: str, variant: str = "") -> list[str]:
+    """One engine stops itself at a step of a batch, the other works all of its partitions off, and more; then it goes
+    on. The keys of the store that have changed when everything is quiet again.
+    """
+    zombie, healthy = rig.add("zombie", "engine", variant=variant), rig.add("healthy", "engine", variant=variant)
+    front = rig.add("front", "dispatcher", "api")
+    await rig.start(zombie, front)
+    town = rig.round()
+    await rig.produce(town.sign_up)
+    await rig.quiet()
+    zombie.arm(step, 2, "stop")
+    half = len(town.traffic) // 2
+    await rig.produce(town.traffic[:half])
+    await zombie.asleep()
+    await rig.start(healthy)
+    await rig.produce(town.traffic[half:])
+    await rig.quiet()
+    before, epochs = await _picture(rig), await rig.epochs()
+    zombie.signal(SIGCONT)
+    # It goes on with its commit, finds out, joins the group again: then every partition is dealt out anew.
+    await eventually(lambda: rig.taken_over_since(epochs), within_s=60.0)
+    await rig.quiet()
+    after = await _picture(rig)
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    rig.history.note("awake", changed=changed)
+    return changed
+
+
+async def _picture(rig: Rig) -> Picture:
+    """Everything of the partitions but who owns them and how far they have read; of the outbox, how much was added.
+
+    A sleeper may have been about to bring a due timer into the log. It may do so again, as any process may: the event
+    has the same id, and moves the offsets only. Whether these are right is for the checkers.
+    """
+    found = {}
+    for partition in range(PARTITIONS):
+        left_out = {keys.epoch(partition), keys.catalogue_epoch(partition), keys.offsets(partition)}
+        async for name in rig.redis.scan_iter(match=f"{keys.PREFIX}{{{partition}}}:*", count=1_000):
+            if name.decode() not in left_out | {keys.outbox(partition)}:
+                found[name.decode()] = await rig.redis.dump(name) or b""
+        outbox = await rig.redis.xinfo_stream(keys.outbox(partition))
+        found[keys.outbox(partition)] = str(outbox["entries-added"]).encode()
+    return found
