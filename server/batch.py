@@ -133,6 +133,9 @@ class Batch:
         """Take what is cached of the events' customers; returns what has to be read, by partition."""
         missing: dict[int, Missing] = {}
         presences, customers = self.presences, self.customers
+        # By partition: what is known of a customer in their own says nothing of a stray in another one.
+        hots: set[tuple[int, CustomerId]] = set()
+        colds: set[tuple[int, CustomerId]] = set()
         newest = {partition: known.presences.newest for partition, known in cached.items()}
         for item in self.items:
             customer, event = item.customer, item.event
@@ -142,13 +145,15 @@ class Batch:
                 if item.presence is None:
                     missing.setdefault(partition, Missing()).hot[customer] = None
                 continue
-            if _needs_hot(event) and customer not in presences:
+            if _needs_hot(event) and (partition, customer) not in hots:
+                hots.add((partition, customer))
                 hot = cached[partition].presences.get(customer)
                 if hot is None:
                     missing.setdefault(partition, Missing()).hot[customer] = None
                 else:
                     presences[customer] = hot
-            if not _is_presence_timer(event) and customer not in customers:
+            if not _is_presence_timer(event) and (partition, customer) not in colds:
+                colds.add((partition, customer))
                 cold = cached[partition].customers.get(customer)
                 if cold is None:
                     missing.setdefault(partition, Missing()).cold[customer] = None

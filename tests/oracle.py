@@ -275,6 +275,11 @@ class Oracle:
         self._ledger.check_duplicate(event, folded.status)
         if folded.status != "applied":
             return folded.status, []
+        for emitted in folded.emit:
+            self._post(
+                record.partition,
+                Emitted(topic=TOPIC_OF[type(emitted)], key=emitted.customer, value=msgspec.Raw(encode(emitted))),
+            )
         if folded.erased:
             for kept in (self.outcome.customers, self.outcome.presences, self.outcome.decisions):
                 kept.pop(name, None)
@@ -284,11 +289,6 @@ class Oracle:
         self._ledger.check_purchases(record, event, after)
         if isinstance(event, Consent):
             self._allow(name, after.location_allowed)
-        for emitted in folded.emit:
-            self._post(
-                record.partition,
-                Emitted(topic=TOPIC_OF[type(emitted)], key=emitted.customer, value=msgspec.Raw(encode(emitted))),
-            )
         return folded.status, folded.moments
 
     def _allow(self, name: CustomerId, allowed: bool) -> None:
