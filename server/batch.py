@@ -80,13 +80,14 @@ def in_order(items: Sequence[Item]) -> Sequence[Item]:
             mixed.add(customer)
     if not mixed:
         return items
-    latest: dict[tuple[CustomerId, str], int] = {}
+    latest: dict[tuple[CustomerId, str, int], int] = {}
     ranked: list[tuple[int, bool, int]] = []
     for place, item in enumerate(items):
         if item.customer in mixed:
             topic = item.record.topic
-            arrived_ms = max(item.record.arrived_ms, latest.get((item.customer, topic), 0))
-            latest[item.customer, topic] = arrived_ms
+            queue = (item.customer, topic, item.record.partition)
+            arrived_ms = max(item.record.arrived_ms, latest.get(queue, 0))
+            latest[queue] = arrived_ms
             ranked.append((arrived_ms, topic == topics.LOCATIONS, place))
     ordered = [item for item in items if item.customer not in mixed]
     return ordered + [items[place] for _, _, place in sorted(ranked)]

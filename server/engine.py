@@ -14,7 +14,7 @@ Nothing is sent from here: messages leave through the outbox, which is committed
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from models import features
 from models.scorer import Scorer
@@ -24,6 +24,7 @@ from nearcast.customer import Customer
 from nearcast.decisions import Candidate
 from nearcast.errors import Fenced, Unavailable, UnreadableState
 from nearcast.fold import FoldRules
+from nearcast.ids import CustomerId
 from nearcast.moments import Moment
 from offers.candidates import candidates, stock_wanted
 from offers.decide import decide, screen
@@ -241,11 +242,10 @@ class Engine:
                     unsettled.setdefault(partition, Missing()).hot[customer] = None
         if not unsettled:
             return
-        unknown = {
-            partition: Missing(cold={customer: None for customer in wanted.hot if customer not in batch.customers})
-            for partition, wanted in unsettled.items()
-        }
-        await self._read(batch, unknown)
+        # The cache first: a commit on its way may hold a newer cold record than the store.
+        await self._read_cold(
+            batch, ((partition, who) for partition, wanted in unsettled.items() for who in wanted.hot)
+        )
         for partition, wanted in unsettled.items():
             for customer in wanted.hot:
                 if customer not in batch.unreadable:
@@ -253,24 +253,24 @@ class Engine:
                     presence.allowed = batch.customers[customer].location_allowed
                     self._cached[partition].presences.put(customer, presence)
 
-    async def _load_deciding(self, batch: Batch, moments: Sequence[tuple[Item, Moment]]) -> None:
-        """The cold records that moments need: of people of whom there were only fixes until now."""
+    async def _read_cold(self, batch: Batch, people: Iterable[tuple[int, CustomerId]]) -> None:
+        """The cold records of people, by partition, of whom only a hot one was needed until now."""
         missing: dict[int, Missing] = {}
-        for item, _ in moments:
-            if item.customer in batch.customers or item.customer in batch.unreadable:
+        for partition, customer in people:
+            if customer in batch.customers or customer in batch.unreadable:
                 continue
-            partition = item.record.partition
-            known = self._cached[partition].customers.get(item.customer)
+            known = self._cached[partition].customers.get(customer)
             if known is None:
-                missing.setdefault(partition, Missing()).cold[item.customer] = None
+                missing.setdefault(partition, Missing()).cold[customer] = None
             else:
-                batch.customers[item.customer] = decode_customer(item.customer, known)
-        await self._read(batch, missing)
+                batch.customers[customer] = decode_customer(customer, known)
+        if missing:
+            await self._read(batch, missing)
 
     async def _decide(self, batch: Batch, moments: Sequence[tuple[Item, Moment]]) -> None:
         """Decide one moment of each of several customers: one stock read, one score call."""
         world = batch.world
-        await self._load_deciding(batch, moments)
+        await self._read_cold(batch, ((item.record.partition, item.customer) for item, _ in moments))
         open_moments = []
         for item, moment in moments:
             if item.customer in batch.unreadable:
