@@ -5,11 +5,15 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 
 from redis.asyncio import Redis
 
 from channels.gateway.streams import ChannelStreams
+from models.scorer import Scorer
 from nearcast.clock import Clock, SystemClock
+from nearcast.fold import FoldRules
 from nearcast.world import Cap
 from offers.policy import Policy, QuietHours
 from server.api.links import LinkSigner
@@ -89,7 +93,6 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         await world.refresh()
         if settings.world_files:
             await world.put(read_worlds(settings.world_files))
-        quiet = parse_quiet_hours(settings.quiet_hours)
         yield Core(
             settings=settings,
             secrets=secrets,
@@ -105,12 +108,31 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             opt_outs=OptOuts(redis, settings.partitions),
             streams=ChannelStreams(redis, node, clock),
             links=LinkSigner(secrets.link.encode()),
-            policy=Policy(
-                caps=(Cap(count=settings.offers_per_day, period_s=86_400),),
-                quiet_hours=QuietHours(starts=quiet[0], ends=quiet[1]) if quiet else None,
-            ),
+            policy=policy_of(settings),
             node=node,
         )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The retailer-wide rules that the settings ask for."""
+    quiet = parse_quiet_hours(settings.quiet_hours)
+    return Policy(
+        caps=(Cap(count=settings.offers_per_day, period_s=86_400),),
+        quiet_hours=QuietHours(starts=quiet[0], ends=quiet[1]) if quiet else None,
+    )
+
+
+def fold_rules_of(settings: Settings) -> FoldRules:
+    """What the settings say about the fold."""
+    return FoldRules(
+        cart_abandoned_after_ms=round(settings.cart_abandoned_after_s * 1000),
+        late_after_ms=round(settings.late_after_s * 1000),
+    )
+
+
+def scorer_of(settings: Settings) -> Scorer:
+    """The model that the settings name, or the shipped one."""
+    return Scorer.load(settings.model_dir or Path(str(resources.files("models").joinpath("artifacts", "redeem"))))
 
 
 def log_of(settings: Settings, redis_url: str) -> EventLog:

@@ -73,23 +73,17 @@ class Engine:
         self._cached: dict[int, Cached] = {}
         #: The commit on its way, if there is one.
         self._committing: asyncio.Task[None] | None = None
-        self._committed_batches = 0
 
     @property
     def partitions(self) -> frozenset[int]:
         """The partitions owned now."""
         return frozenset(self._owned)
 
-    @property
-    def committed_batches(self) -> int:
-        """Batches committed since the start: rises as long as there is work and it gets on."""
-        return self._committed_batches
-
     async def run(self) -> None:
         try:
             while True:
                 try:
-                    await self._follow_assignment()
+                    await self.follow_assignment()
                     records = await self._consumer.fetch(self._batch_events, _FETCH_WAIT_MS)
                     if records:
                         await self._submit(records)
@@ -155,7 +149,6 @@ class Engine:
     async def _commit(self, batch: Batch, commits: Sequence[Commit], encoded: Sequence[Encoded]) -> None:
         with metrics.BATCH_SECONDS.labels("commit").time():
             await self._state.commit(encoded)
-        self._committed_batches += 1
         batch.count(self._clock.now_ms())
         for commit in commits:
             await self._consumer.progress(commit.partition, commit.offsets)
@@ -301,7 +294,7 @@ class Engine:
         segment = None if candidate.sku is None else catalogue.segments.get(candidate.sku)
         return features.row(customer, catalogue.promotions[candidate.promotion], segment, moment.at_ms)
 
-    async def _follow_assignment(self) -> None:
+    async def follow_assignment(self) -> None:
         """After a rebalance, take what is ours now: fence the owners before us and read on from the stored offsets."""
         generation, partitions = self._consumer.assignment()
         if generation == self._generation:

@@ -23,17 +23,15 @@ from channels.gateway.tokens import Tokens
 from channels.mail import MailChannel, MailSettings
 from channels.push import PushChannel
 from channels.sms import SmsChannel, SmsSettings
-from models.scorer import Scorer
 from nearcast import topics
 from nearcast.errors import ConfigurationError
-from nearcast.fold import FoldRules
 from nearcast.messages import Message
 from server.api.app import create_app
 from server.api.keyring import KeyRing
 from server.api.links import Link
 from server.backlog import watch_backlog
 from server.catalogue_feed import CatalogueFeed
-from server.core import Core
+from server.core import Core, fold_rules_of, scorer_of
 from server.coupons import CouponBook
 from server.deliveries import DeliveryDesk
 from server.desk import Desk
@@ -85,7 +83,6 @@ def make_desk(core: Core) -> Desk:
 
 async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
     settings = core.settings
-    model = settings.model_dir or Path(str(resources.files("models").joinpath("artifacts", "redeem")))
     consumer = core.log.consumer(ENGINE_GROUP, topics.CUSTOMER_TOPICS)
     await consumer.start()
     stack.push_async_callback(consumer.stop)
@@ -96,11 +93,8 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
         consumer=consumer,
         state=core.state,
         world=core.world,
-        scorer=Scorer.load(model),
-        rules=FoldRules(
-            cart_abandoned_after_ms=round(settings.cart_abandoned_after_s * 1000),
-            late_after_ms=round(settings.late_after_s * 1000),
-        ),
+        scorer=scorer_of(settings),
+        rules=fold_rules_of(settings),
         policy=core.policy,
         clock=core.clock,
         batch_events=settings.batch_events,

@@ -33,7 +33,6 @@ KEPT_DECISIONS = 100
 #: Dead letters that a partition may hold before its engine stops: enough to look into a bad day, too few to fill the
 #: store.
 MAX_DEAD_LETTERS = 10_000
-KEPT_DEAD_LETTERS = 100_000
 TIMER_SEPARATOR = "\x1f"
 
 #: Whose hot and whose cold records to read; and what was found.

@@ -1,4 +1,4 @@
-"""The event log on Kafka topics, by way of aiokafka; the one module that imports it.
+"""The event log on Kafka topics, by way of aiokafka; only `kafka_history` imports it besides.
 
 Appends go through an idempotent producer with acks=all, so a retried batch is neither doubled nor reordered
 (`KafkaOptions.idempotent` says what happens without). Consumers use the group protocol with the range assignor, which
@@ -95,14 +95,14 @@ class KafkaLog:
         other_topics: Sequence[str] = CATALOGUE_TOPICS,
     ) -> None:
         self.partitions = partitions
-        self._options = options
+        self.options = options
         self._customer_topics = tuple(customer_topics)
         self._other_topics = tuple(other_topics)
         self._producer: AIOKafkaProducer | None = None
         self._opening = asyncio.Lock()
 
     async def start(self) -> None:
-        with _as_unavailable("can't be reached"):
+        with as_unavailable("can't be reached"):
             await self._prepare_topics()
             await self._open_producer()
 
@@ -116,8 +116,8 @@ class KafkaLog:
         acknowledged: list[asyncio.Future[object]] = []
         producer = None
         try:
-            with _as_unavailable("did not take the records"):
-                async with asyncio.timeout(self._options.append_within_s):
+            with as_unavailable("did not take the records"):
+                async with asyncio.timeout(self.options.append_within_s):
                     producer = await self._open_producer()
                     partitions = {
                         topic: len(await producer.partitions_for(topic)) for topic in {e.topic for e in entries}
@@ -136,21 +136,21 @@ class KafkaLog:
                 future.cancel()
 
     async def check(self) -> None:
-        with _as_unavailable("can't be reached"):
-            async with asyncio.timeout(self._options.append_within_s):
+        with as_unavailable("can't be reached"):
+            async with asyncio.timeout(self.options.append_within_s):
                 # Partitions are looked up in cached metadata; this one goes to a broker.
                 await (await self._open_producer()).client.fetch_all_metadata()
 
     def consumer(self, group: str, topics: Sequence[str]) -> "KafkaLogConsumer":
-        return KafkaLogConsumer(self._options, group, topics, SystemClock())
+        return KafkaLogConsumer(self.options, group, topics, SystemClock())
 
     async def _open_producer(self) -> AIOKafkaProducer:
         async with self._opening:
             if self._producer is None:
                 producer = AIOKafkaProducer(
-                    **_connection(self._options),
+                    **connection(self.options),
                     acks="all",
-                    enable_idempotence=self._options.idempotent,
+                    enable_idempotence=self.options.idempotent,
                     linger_ms=1,
                     max_batch_size=256 * 1024,
                 )
@@ -170,16 +170,16 @@ class KafkaLog:
     async def _prepare_topics(self) -> None:
         """Create what is missing; ConfigurationError naming every topic that isn't as it must be."""
         wanted = {*self._customer_topics, *self._other_topics}
-        admin = AIOKafkaAdminClient(**_connection(self._options))
+        admin = AIOKafkaAdminClient(**connection(self.options))
         try:
             await admin.start()
-            existing = await _partition_counts(admin)
+            existing = await partition_counts(admin)
             self._check(existing, wanted)
             async with asyncio.timeout(TOPICS_APPEAR_WITHIN_S):
                 while missing := wanted - existing.keys():
                     await self._create(admin, missing)
                     await asyncio.sleep(_POLL_S)
-                    existing = await _partition_counts(admin)
+                    existing = await partition_counts(admin)
         finally:
             await admin.close()
         # Another process, set to another number, may have created them at the same time.
@@ -199,7 +199,7 @@ class KafkaLog:
                 f"{', '.join(self._customer_topics)} must be in the same partition. Set NEARCAST_PARTITIONS to their "
                 "number, or make the topics anew with the configured one"
             )
-        if missing and not self._options.create_topics:
+        if missing and not self.options.create_topics:
             problems.append(
                 f"missing topics: {', '.join(missing)}. Create them ({', '.join(self._customer_topics)} with "
                 f"{self.partitions} partitions each, the others with any number), or let NEARCAST_KAFKA_CREATE_TOPICS "
@@ -212,7 +212,7 @@ class KafkaLog:
         # The broker's clock is one; producers' clocks are many, and some of them wrong.
         stamped = {"message.timestamp.type": "LogAppendTime"}
         topics = [
-            NewTopic(topic, self.partitions, self._options.replication, topic_configs=stamped)
+            NewTopic(topic, self.partitions, self.options.replication, topic_configs=stamped)
             for topic in sorted(missing)
         ]
         response = await admin.create_topics(topics)
@@ -224,7 +224,7 @@ class KafkaLog:
         if refused:
             raise ConfigurationError(
                 f"Kafka does not create {', '.join(refused)}. Create these topics by hand, with {self.partitions} "
-                f"partitions each, or mend what it says (NEARCAST_KAFKA_REPLICATION is {self._options.replication})"
+                f"partitions each, or mend what it says (NEARCAST_KAFKA_REPLICATION is {self.options.replication})"
             )
 
 
@@ -248,7 +248,7 @@ class KafkaLogConsumer:
         self._hints = Hints(f"kafka-progress-{group}", self._commit, HINT_EVERY_S)
 
     async def start(self) -> None:
-        with _as_unavailable("can't be reached"):
+        with as_unavailable("can't be reached"):
             await self._open()
 
     async def stop(self) -> None:
@@ -257,7 +257,7 @@ class KafkaLogConsumer:
             await self._close()
 
     async def restart(self) -> None:
-        with _as_unavailable("can't be reached"):
+        with as_unavailable("can't be reached"):
             async with self._opening:
                 await self._close()
             await self._open()
@@ -279,7 +279,7 @@ class KafkaLogConsumer:
 
     async def fetch(self, max_records: int, wait_ms: int) -> list[Record]:
         consumer = self._consumer
-        with _as_unavailable("could not be read"):
+        with as_unavailable("could not be read"):
             if consumer is None:
                 await self._open()
                 return []
@@ -321,7 +321,7 @@ class KafkaLogConsumer:
         # The end as the latest records told it: Tansu (0.6), asked for the end, tells where the last batch begins.
         # Looked up before anything is awaited: a partition that was taken away meanwhile has none.
         fetched = {place: consumer.last_stable_offset(place) or 0 for place in places}
-        with _as_unavailable("does not tell its offsets"):
+        with as_unavailable("does not tell its offsets"):
             async with asyncio.timeout(HINT_WITHIN_S):
                 first = await consumer.beginning_offsets(places)
                 end = await consumer.end_offsets(places)
@@ -355,7 +355,7 @@ class KafkaLogConsumer:
             if self._consumer is not None:
                 return
             consumer = AIOKafkaConsumer(
-                **_connection(self._options),
+                **connection(self._options),
                 group_id=self._group,
                 group_instance_id=self._options.instance_id or None,
                 enable_auto_commit=False,
@@ -426,7 +426,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka co
         self._reassign(self._consumer, places)
 
 
-def _connection(options: KafkaOptions) -> dict[str, str | ssl.SSLContext | None]:
+def connection(options: KafkaOptions) -> dict[str, str | ssl.SSLContext | None]:
     encrypted = options.security_protocol in ("SSL", "SASL_SSL")
     files = {"cafile": options.ssl_ca_file, "certfile": options.ssl_cert_file, "keyfile": options.ssl_key_file}
     return {
@@ -439,7 +439,7 @@ def _connection(options: KafkaOptions) -> dict[str, str | ssl.SSLContext | None]
     }
 
 
-async def _partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
+async def partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
     return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
 
 
@@ -472,7 +472,7 @@ async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
 
 
 @contextlib.contextmanager
-def _as_unavailable(what: str) -> Iterator[None]:
+def as_unavailable(what: str) -> Iterator[None]:
     try:
         yield
     except (KafkaError, TimeoutError, OSError) as error:

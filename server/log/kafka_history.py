@@ -10,7 +10,7 @@ from nearcast.clock import Clock, SystemClock
 from nearcast.errors import ConfigurationError, Unavailable
 from server.log.base import Record
 from server.log.history import Place
-from server.log.kafka import KafkaLog, _as_unavailable, _connection, _partition_counts
+from server.log.kafka import KafkaLog, as_unavailable, connection, partition_counts
 
 #: The brokers answered nothing for so long although there is more.
 ANSWER_WITHIN_S = 30.0
@@ -23,7 +23,7 @@ class KafkaHistory:
     def __init__(self, log: KafkaLog, clock: Clock | None = None) -> None:
         self._partitions = log.partitions
         self._clock = clock or SystemClock()
-        self._connection = _connection(log._options)  # noqa: SLF001  # the same adapter
+        self._connection = connection(log.options)
         self._consumer = AIOKafkaConsumer(
             **self._connection,
             group_id=None,
@@ -33,7 +33,7 @@ class KafkaHistory:
         )
 
     async def start(self) -> None:
-        with _as_unavailable("can't be reached"):
+        with as_unavailable("can't be reached"):
             try:
                 await self._consumer.start()
             except BaseException:
@@ -44,7 +44,7 @@ class KafkaHistory:
         await self._consumer.stop()
 
     async def ends(self, topics: Sequence[str]) -> Mapping[Place, str]:
-        with _as_unavailable("does not tell its offsets"):
+        with as_unavailable("does not tell its offsets"):
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 existing = await self._partition_counts()
                 for topic in topics:
@@ -68,7 +68,7 @@ class KafkaHistory:
     async def read(self, place: Place, since_ms: int | None, last: str) -> AsyncIterator[Sequence[Record]]:
         at = TopicPartition(*place)
         end = int(last) + 1
-        with _as_unavailable("could not be read"):
+        with as_unavailable("could not be read"):
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 start = (await self._consumer.beginning_offsets([at]))[at]
                 if since_ms is not None:
@@ -77,7 +77,7 @@ class KafkaHistory:
                 self._consumer.seek(at, start)
         position, moved_s = start, self._clock.monotonic_s()
         while position < end:
-            with _as_unavailable("could not be read"):
+            with as_unavailable("could not be read"):
                 async with asyncio.timeout(ANSWER_WITHIN_S):
                     fetched = (await self._consumer.getmany(at, timeout_ms=500, max_records=_AT_ONCE)).get(at, [])
                     before, position = position, await self._consumer.position(at)
@@ -103,6 +103,6 @@ class KafkaHistory:
         admin = AIOKafkaAdminClient(**self._connection)
         try:
             await admin.start()
-            return await _partition_counts(admin)
+            return await partition_counts(admin)
         finally:
             await admin.close()

@@ -160,7 +160,7 @@ async def _playing(recording: Recording, setup: Setup, redis: Redis, worlds: Wor
         batch_events=setup.batch_events,
         cached_customers=_CACHED_CUSTOMERS,
     )
-    await engine._follow_assignment()  # noqa: SLF001  # becomes the owner of all partitions, as `run` would
+    await engine.follow_assignment()  # becomes the owner of all partitions, as `run` would
     yield _Player(recording, setup, redis, engine, state, clock, worlds.current.catalogue.version)
 
 

@@ -1,23 +1,19 @@
 """What if: a recording with the rules as they are, and with others; in which decisions the two differ."""
 
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 
-from models.scorer import Scorer
 from nearcast.errors import ConfigurationError, InputError, Unavailable
-from nearcast.fold import FoldRules
-from nearcast.world import Cap
-from offers.policy import Policy, QuietHours
 from offers.worldfile import WorldFile, check_references
+from server.core import fold_rules_of, policy_of, scorer_of
 from server.replay.live import open_live
 from server.replay.player import Run, Setup, key_of, made_of, play
 from server.replay.recording import Recorded, Recording
 from server.replay.report import Report, compare, side_of, side_of_live
-from server.settings import Settings, parse_quiet_hours
+from server.settings import Settings
 from server.world import build, template_faults
 from server.world_files import read_worlds
 
@@ -77,18 +73,11 @@ async def what_if(
 
 def setup_of(settings: Settings, recording: Recording) -> Setup:
     """The engine as `server.roles.make_engine` sets it up."""
-    quiet = parse_quiet_hours(settings.quiet_hours)
     return Setup(
         partitions=recording.header.partitions if recording.header else settings.partitions,
-        scorer=Scorer.load(settings.model_dir or Path(str(resources.files("models").joinpath("artifacts", "redeem")))),
-        rules=FoldRules(
-            cart_abandoned_after_ms=round(settings.cart_abandoned_after_s * 1000),
-            late_after_ms=round(settings.late_after_s * 1000),
-        ),
-        policy=Policy(
-            caps=(Cap(count=settings.offers_per_day, period_s=86_400),),
-            quiet_hours=QuietHours(starts=quiet[0], ends=quiet[1]) if quiet else None,
-        ),
+        scorer=scorer_of(settings),
+        rules=fold_rules_of(settings),
+        policy=policy_of(settings),
         batch_events=settings.batch_events,
     )
 

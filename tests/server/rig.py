@@ -91,6 +91,11 @@ class Playback:
 
     async def progress(self, partition: int, after: Mapping[str, str]) -> None: ...
 
+    def processed(self) -> dict[tuple[str, int], str]:
+        return {}
+
+    async def restart(self) -> None: ...
+
     async def lag(self) -> dict[tuple[str, int], int]:
         return {}
 

@@ -435,7 +435,7 @@ async def process(redis: Redis, world: WorldStore, records: Sequence[Record], wa
     for number, batch in enumerate(batches_of(records, way)):
         if engine is None or number in way.restarts:
             engine = engine_on(redis, world, Playback(), way.cached_customers)
-            await engine._follow_assignment()
+            await engine.follow_assignment()
         await engine.process(batch)
 
 

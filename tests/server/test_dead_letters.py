@@ -307,7 +307,7 @@ async def test_every_letter_says_all(redis: Redis, monkeypatch: pytest.MonkeyPat
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
-    await engine._follow_assignment()
+    await engine.follow_assignment()
     (record,) = records_of([Profile(id="p", uid="ann", name="Ann")], NOW)
     expected = "internal_error"
     if way == "undecodable":

@@ -213,8 +213,8 @@ async def test_a_fenced_engine_commits_nothing(redis: Redis) -> None:
     world = WorldStore(redis)
     await world.put(WORLD)
     slow, quick = engine_on(redis, Playback(), world), engine_on(redis, Playback(), world)
-    await slow._follow_assignment()
-    await quick._follow_assignment()
+    await slow.follow_assignment()
+    await quick.follow_assignment()
     with pytest.raises(Fenced):
         await slow.process(records_of([cart("ann", NOW)], NOW))
     found = await committed(redis)
@@ -230,7 +230,7 @@ async def test_a_store_that_lost_writes_is_noticed(redis: Redis, left: str | Non
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
-    await engine._follow_assignment()
+    await engine.follow_assignment()
     records = records_of([cart("ann", NOW + n) for n in range(3)], NOW)
     await engine.process(records[:2])
     offsets = keys.offsets(records[0].partition)
@@ -241,7 +241,7 @@ async def test_a_store_that_lost_writes_is_noticed(redis: Redis, left: str | Non
     with pytest.raises(Fenced):
         await engine.process(records[2:])
     engine._generation = None
-    await engine._follow_assignment()
+    await engine.follow_assignment()
     await engine.process(records)
     assert await redis.hget(offsets, topics.CARTS) == b"2"
 
@@ -251,7 +251,7 @@ async def test_a_stray_record_beside_its_customer(redis: Redis) -> None:
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
-    await engine._follow_assignment()
+    await engine.follow_assignment()
     home, stray = records_of([cart("ann", NOW), cart("ann", NOW + 1, "grinder")], NOW)
     stray = msgspec.structs.replace(stray, partition=(stray.partition + 1) % PARTITIONS)
     await engine.process([home, stray])
@@ -265,7 +265,7 @@ async def test_one_event_id_for_two_customers(redis: Redis) -> None:
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
-    await engine._follow_assignment()
+    await engine.follow_assignment()
     events = [
         event for uid in ("ann", "bob") for event in (consent(uid, NOW), cart(uid, NOW), fix(uid, NOW, 80, id="1"))
     ]
@@ -280,7 +280,7 @@ async def test_defects_of_ours_cost_their_records_only(redis: Redis, monkeypatch
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
-    await engine._follow_assignment()
+    await engine.follow_assignment()
     monkeypatch.setattr("nearcast.fold._fold_profile", lambda *_: 1 / 0)
     events: list[Event] = [
         Profile(id=f"p{n}", uid="ann", name="x") if n in (3, 4, 20) else cart("ann", NOW + n) for n in range(25)
@@ -299,7 +299,7 @@ async def test_a_state_that_cannot_be_encoded(redis: Redis, monkeypatch: pytest.
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
-    await engine._follow_assignment()
+    await engine.follow_assignment()
 
     def absurd(customer: Any, _: Any) -> None:
         customer.redemptions = 10**30

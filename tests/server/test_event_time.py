@@ -123,7 +123,7 @@ async def desk(redis: Redis) -> Desk:
         batch_events=100,
         cached_customers=100,
     )
-    await engine._follow_assignment()
+    await engine.follow_assignment()
     return Desk(redis, engine)
 
 

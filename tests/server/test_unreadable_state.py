@@ -37,7 +37,7 @@ async def fresh_engine(redis: Redis) -> Engine:
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
-    await engine._follow_assignment()
+    await engine.follow_assignment()
     return engine
 
 

@@ -34,7 +34,7 @@ async def engine(redis: Redis) -> Engine:
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
-    await engine._follow_assignment()
+    await engine.follow_assignment()
     return engine
 
 
