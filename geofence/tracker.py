@@ -128,7 +128,7 @@ def on_timer(presence: Presence, now_ms: int, index: FenceIndex) -> list[Transit
 def _confirms(presence: Presence, fix: Location, inside: Sequence[Fence], index: FenceIndex) -> bool:
     """Note what most fixes in a fence say: still in all of them, and nothing else. False if there is more to it.
 
-    Leads to what the general case would lead to, at a tenth of its cost.
+    Leads to what the general case would lead to, which costs many times as much.
     """
     stays = presence.inside
     if len(stays) != len(inside):

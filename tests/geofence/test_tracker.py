@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geofence import tracker
 from geofence.index import FenceIndex
 from geofence.tracker import SILENCE_MS, SILENT_EXIT_CONFIDENCE, track
 from nearcast.customer import Presence, Stay
@@ -353,3 +354,30 @@ def test_hole_is_outside() -> None:
     presence = Presence()
     walk = [fix(1, 0, 0), fix(2, 0, 70), fix(3, 0, 35), fix(4, 0, 10)]
     assert told(feed(presence, index, walk)) == [("enter", "ring", 2), ("exit", "ring", 4)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([1, 20, 70, 600, 901, 5_000]),
+            st.sampled_from([(0, 0), (-20, -20), (15, 15), (20, 20), (31, 0), (80, 0), (400, 0)]),
+            st.sampled_from([0.5, 4.0, 12.0, 40.0, 200.0]),
+            st.sampled_from(["gps", "beacon"]),
+        ),
+        min_size=2,
+        max_size=20,
+    )
+)
+def test_the_quick_way_is_the_long_way(steps: list[tuple[int, tuple[int, int], float, str]]) -> None:
+    """A fix that only confirms is worked off apart: stays and transitions are those of the general case."""
+    at_s, fixes = 0, []
+    for pause_s, (north_m, east_m), accuracy_m, source in steps:
+        at_s += pause_s
+        fixes.append(fix(at_s, north_m, east_m, accuracy_m, source))
+    quick, long = Presence(), Presence()
+    transitions = feed(quick, INDEX, fixes)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tracker, "_confirms", lambda *_: False)
+        assert feed(long, INDEX, fixes) == transitions
+    assert quick == long
