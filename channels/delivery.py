@@ -90,9 +90,16 @@ class Desk(Protocol):
         ...
 
     async def receipt(
-        self, message: Message, status: events.DeliveryStatus, channel: events.Channel | None, reason: str
+        self,
+        message: Message,
+        status: events.DeliveryStatus,
+        channel: events.Channel | None,
+        reason: str,
+        *,
+        final: bool = True,
     ) -> None:
-        """Append a Receipt to the log; it is there when this returns. The same arguments make the same event id."""
+        """Append a Receipt to the log; it is there when this returns. The same arguments make the same event id.
+        `final` is False for a failed attempt of a message that goes on."""
         ...
 
     async def emit(self, entry: Emitted) -> None:
@@ -269,7 +276,7 @@ class Courier:
             why = _why(error)
             await self._insist(journey, journey.delivery.to("sending", channel=name, attempts=attempts, reason=why))
             journey.interrupted = False
-            await self._receipt(journey, "failed", name, why)
+            await self._attempt_failed(journey, name, why)
             return self._patience.backoff_s(attempts)
         SENDS.labels(name, "sent").inc()
         EVENT_TO_SEND.labels(name).observe(max(0, handed_over_ms - journey.message.at_ms) / 1000)
@@ -295,7 +302,7 @@ class Courier:
         SENDS.labels(name, status).inc()
         await self._insist(journey, journey.delivery.without(name))
         journey.interrupted = False
-        await self._receipt(journey, "failed", name, _why(error))
+        await self._attempt_failed(journey, name, _why(error))
         return 0.0
 
     async def _suppress(self, journey: _Journey, reason: Reason) -> float:
@@ -324,6 +331,10 @@ class Courier:
         if state == "pending" or state == "sending":
             raise ValueError(f"{state} is not an outcome")
         append = partial(self._desk.receipt, journey.message, state, name, reason)
+        await self._patience.insist("a receipt", append)
+
+    async def _attempt_failed(self, journey: _Journey, name: events.Channel, why: str) -> None:
+        append = partial(self._desk.receipt, journey.message, "failed", name, why, final=False)
         await self._patience.insist("a receipt", append)
 
     def _too_late(self, journey: _Journey) -> bool:

@@ -210,6 +210,8 @@ class Receipt(Event, kw_only=True, tag="receipt"):
     status: DeliveryStatus
     channel: Channel | None = None
     reason: Text = ""
+    #: False for an attempt that failed while the message goes on, by this channel or the next one.
+    final: bool = True
 
 
 class Timer(Event, kw_only=True, tag="timer"):

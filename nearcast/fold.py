@@ -54,8 +54,8 @@ DEADLINE_TIMER = "deadline"
 #: Of stays (`geofence.tracker`): it belongs to the presence, not to the customer that is folded here.
 PRESENCE_TIMER = "presence"
 
-#: Receipts may overtake each other; a message moves forward along this order. A channel that failed says little: the
-#: next one may still bring the message, so "failed" stands first, and only the channel that sent it can undo "sent".
+#: Receipts may overtake each other; a message moves forward along this order. "failed" stands first, since any other
+#: report knows better, and only the channel that sent a message can undo "sent".
 #: "expired" says that nobody reported anything until the deadline; any report from after that knows better.
 _STATUS_ORDER: dict[DeliveryStatus | None, int] = {
     None: 0,
@@ -319,6 +319,9 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
     if sent is None:
         # Of someone erased meanwhile, or of an alert to staff long ago: it must not bring a record to life.
         return Folded(status="stale")
+    if not event.final:
+        # It may still arrive, so it goes on counting for caps.
+        return Folded()
     undone = event.status == "failed" and sent.status == "sent" and sent.channel == event.channel
     if not undone and _STATUS_ORDER[event.status] <= _STATUS_ORDER[sent.status]:
         return Folded(status="duplicate")

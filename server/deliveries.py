@@ -102,8 +102,18 @@ class DeliveryDesk:
             channels=tuple(allowed_channels(message, customer)),
         )
 
-    async def receipt(self, message: Message, status: DeliveryStatus, channel: Channel | None, reason: str) -> None:
-        await append_receipt(self._intake, message.customer, message.id, message.decision, status, channel, reason)
+    async def receipt(
+        self,
+        message: Message,
+        status: DeliveryStatus,
+        channel: Channel | None,
+        reason: str,
+        *,
+        final: bool = True,
+    ) -> None:
+        await append_receipt(
+            self._intake, message.customer, message.id, message.decision, status, channel, reason, final=final
+        )
 
     async def emit(self, entry: Emitted) -> None:
         await self._log.append([Entry(entry.topic, entry.key, bytes(entry.value))])
@@ -142,13 +152,15 @@ async def append_receipt(
     status: DeliveryStatus,
     channel: Channel | None,
     reason: str,
+    *,
+    final: bool = True,
 ) -> None:
     """Put a receipt into the log. The same arguments make the same event, so repeating it changes nothing."""
     anonymous = customer.startswith(ANONYMOUS_PREFIX)
     await intake.append(
         [
             Receipt(
-                id=derived_event_id("receipt", message, status, channel or "", reason),
+                id=derived_event_id("receipt" if final else "attempt", message, status, channel or "", reason),
                 uid=None if anonymous else customer,
                 anonymous_id=customer.removeprefix(ANONYMOUS_PREFIX) if anonymous else None,
                 message=message,
@@ -156,6 +168,7 @@ async def append_receipt(
                 status=status,
                 channel=channel,
                 reason=reason,
+                final=final,
             )
         ]
     )

@@ -358,12 +358,16 @@ def run(
 def by_arrival(records: Iterable[Record]) -> list[Record]:
     """Records of whole logs, in log order per topic and partition, as one sequence by time of arrival.
 
-    At equal times what changes a customer comes before where they are.
+    At equal times what changes a customer comes before where they are, and topics come in the order of their names.
     """
     places: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         places.setdefault((record.topic, record.partition), []).append(record)
-    return list(heapq.merge(*places.values(), key=lambda record: (record.arrived_ms, record.topic == topics.LOCATIONS)))
+    return list(
+        heapq.merge(
+            *places.values(), key=lambda record: (record.arrived_ms, record.topic == topics.LOCATIONS, record.topic)
+        )
+    )
 
 
 def by_addressee(entries: Iterable[OutboxEntry]) -> dict[str, list[bytes]]:

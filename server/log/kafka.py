@@ -37,12 +37,16 @@ from nearcast.ids import partition_of
 from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
 from server.log.base import Entry, Record, check_sizes
 from server.log.hints import Hints
+from server.log.lanes import Lanes
 
 TOPICS_APPEAR_WITHIN_S = 15.0
 STOP_WITHIN_S = 10.0
 HINT_WITHIN_S = 5.0
 HINT_EVERY_S = 1.0
 _POLL_S = 0.05
+#: The broker answers a fetch at once when it has anything; until then no other fetch goes to it, also not for a
+#: partition that was just sought, or had been paused.
+_FETCH_WAIT_MS = 25
 _TOPIC_ALREADY_EXISTS = 36
 
 logger = logging.getLogger("nearcast.server.log.kafka")
@@ -241,8 +245,11 @@ class KafkaLogConsumer:
         self._generation = 0
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._sought: set[int] = set()
-        #: The offsets after the last record delivered, and after the last one processed.
-        self._delivered: dict[TopicPartition, int] = {}
+        self._lanes = Lanes()
+        #: Those of which enough is waiting to be delivered.
+        self._paused: set[TopicPartition] = set()
+        #: The offsets after the last record read, and after the last one processed.
+        self._read_to: dict[TopicPartition, int] = {}
         self._next: dict[TopicPartition, int] = {}
         self._unsaid: dict[TopicPartition, int] = {}
         self._hints = Hints(f"kafka-progress-{group}", self._commit, HINT_EVERY_S)
@@ -268,40 +275,84 @@ class KafkaLogConsumer:
     async def seek(self, partition: int, after: Mapping[str, str]) -> None:
         if self._consumer is None:
             return
-        for place in self._assigned:
-            if place.partition == partition:
-                # An offset that no longer exists, 0 included, becomes the earliest that does (auto_offset_reset).
-                position = after.get(place.topic)
-                self._next[place] = self._delivered[place] = int(position) + 1 if position else 0
-                self._consumer.seek(place, self._next[place])
-                self._consumer.resume(place)
-                self._sought.add(partition)
+        places = [place for place in self._assigned if place.partition == partition]
+        for place in places:
+            # An offset that no longer exists, 0 included, becomes the earliest that does (auto_offset_reset).
+            position = after.get(place.topic)
+            offset = int(position) + 1 if position else 0
+            self._next[place] = self._read_to[place] = offset
+            self._consumer.seek(place, offset)
+            self._consumer.resume(place)
+            self._paused.discard(place)
+        if places:
+            self._lanes.open(partition, (place.topic for place in places))
+            self._sought.add(partition)
 
     async def fetch(self, max_records: int, wait_ms: int) -> list[Record]:
-        consumer = self._consumer
+        deadline_s = self._clock.monotonic_s() + wait_ms / 1000
+        # What has come while the reader was busy; and if nothing of it can go, what comes next.
+        await self._read(0, max_records)
+        records = self._lanes.take(max_records)
+        while not records and (left_ms := round((deadline_s - self._clock.monotonic_s()) * 1000)) > 0:
+            # That nothing more is to come of a topic that others wait for wakes nobody.
+            await self._read(min(left_ms, _FETCH_WAIT_MS) if self._lanes.waiting else left_ms, max_records)
+            records = self._lanes.take(max_records)
+        return records
+
+    async def _read(self, wait_ms: int, enough: int) -> None:
+        """Put what aiokafka has, or gets within this time, into the lanes; leave those alone that hold `enough`."""
+        consumer, generation = self._consumer, self._generation
         with as_unavailable("could not be read"):
             if consumer is None:
                 await self._open()
-                return []
+                return
             try:
                 # aiokafka waits for a rebalance to end, however long that takes.
-                async with asyncio.timeout(wait_ms / 1000):
-                    fetched = await consumer.getmany(timeout_ms=wait_ms, max_records=max_records)
+                async with asyncio.timeout(max(wait_ms, _FETCH_WAIT_MS) / 1000):
+                    fetched = await consumer.getmany(timeout_ms=wait_ms)
             except (TimeoutError, ConsumerStoppedError):
-                return []
+                return
             except KafkaError:
                 async with self._opening:
                     if self._consumer is consumer:
                         await self._close()
                 raise
+        if generation != self._generation:
+            # Nothing is sought any more.
+            return
         now_ms = self._clock.now_ms()
-        records: list[Record] = []
-        # Nothing is sought any more in a generation that began meanwhile.
         for place, found in fetched.items():
             if found and place.partition in self._sought:
-                self._delivered[place] = found[-1].offset + 1
-                _append_records(records, place, found, now_ms)
-        return records
+                self._read_to[place] = found[-1].offset + 1
+                self._lanes.add(place.topic, place.partition, _records(place, found, now_ms))
+        for place in self._sought_places():
+            full = self._lanes.size(place.topic, place.partition) >= enough
+            if full and place not in self._paused:
+                consumer.pause(place)
+                self._paused.add(place)
+            elif not full and place in self._paused:
+                consumer.resume(place)
+                self._paused.discard(place)
+            at_end = not full and await self._is_at_end(consumer, place)
+            if generation != self._generation:
+                return
+            self._lanes.at_end(place.topic, place.partition, at_end=at_end)
+
+    def _sought_places(self) -> list[TopicPartition]:
+        return [place for place in self._assigned if place.partition in self._sought]
+
+    async def _is_at_end(self, consumer: AIOKafkaConsumer, place: TopicPartition) -> bool:
+        """Whether the last answer had all that there was of a place."""
+        stable = consumer.last_stable_offset(place)
+        if stable is None:
+            return False
+        if self._read_to[place] < stable:
+            # What aiokafka has passed beyond are marks of transactions. It waits here only if its position is lost.
+            with contextlib.suppress(TimeoutError, KafkaError):
+                async with asyncio.timeout(_FETCH_WAIT_MS / 1000):
+                    return bool(await consumer.position(place) >= stable)
+            return False
+        return True
 
     async def progress(self, partition: int, after: Mapping[str, str]) -> None:
         for topic, position in after.items():
@@ -331,8 +382,8 @@ class KafkaLogConsumer:
             if place not in self._next:
                 continue
             read = self._next[place]
-            if read >= self._delivered[place]:
-                # Everything delivered is processed; what aiokafka has passed beyond are marks of transactions.
+            if read >= self._read_to[place]:
+                # Everything read is processed; what aiokafka has passed beyond are marks of transactions.
                 read = max(read, reading[place])
             lag[place.topic, place.partition] = max(0, max(end[place], fetched[place]) - max(read, first[place]))
         return lag
@@ -366,8 +417,7 @@ class KafkaLogConsumer:
                 heartbeat_interval_ms=self._options.session_timeout_ms // 10,
                 # Whether a worker gets on is watched by its lag; one that waits for a slow store keeps its place.
                 max_poll_interval_ms=24 * 3600 * 1000,
-                # A partition that was just sought waits for the fetch in flight to end.
-                fetch_max_wait_ms=100,
+                fetch_max_wait_ms=_FETCH_WAIT_MS,
             )
             try:
                 await consumer.start()
@@ -392,14 +442,17 @@ class KafkaLogConsumer:
         self._generation += 1
         self._assigned = assigned
         self._sought.clear()
-        self._delivered.clear()
+        self._lanes.clear()
+        self._paused.clear()
+        self._read_to.clear()
         self._next.clear()
         self._unsaid.clear()
 
 
-def _append_records(records: list[Record], place: TopicPartition, found: Iterable[ConsumerRecord], now_ms: int) -> None:
+def _records(place: TopicPartition, found: Iterable[ConsumerRecord], now_ms: int) -> list[Record]:
     """The hot loop: one object per record, and nothing looked up twice."""
     topic, partition = place
+    records: list[Record] = []
     append = records.append
     for record in found:
         key, arrived_ms = record.key, record.timestamp
@@ -408,6 +461,7 @@ def _append_records(records: list[Record], place: TopicPartition, found: Iterabl
             arrived_ms = now_ms
         text = key.decode("utf-8", "replace") if key else ""
         append(Record(topic, partition, str(record.offset), text, record.value or b"", arrived_ms))
+    return records
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka comes without types

@@ -31,6 +31,7 @@ from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.ids import partition_of
 from server.log.base import Entry, Record, check_sizes
 from server.log.hints import Hints
+from server.log.lanes import Lanes
 from server.log.leases import Leases
 
 ANSWER_WITHIN_S = 5.0
@@ -151,14 +152,14 @@ class StreamsConsumer:
         self._retention_ms = retention_ms
         self._clock = clock
         self._generation = 0
-        #: By stream, those that were sought: the last id delivered, and the last id processed.
-        self._delivered: dict[_Place, str] = {}
+        self._lanes = Lanes()
+        #: By stream, those that were sought: the last id read, and the last id processed.
+        self._read_to: dict[_Place, str] = {}
         self._processed: dict[_Place, str] = {}
         #: What the streams hold below these times is older than the retention, and can go.
         self._oldest_ms: dict[_Place, int] = {}
         self._trimmed_ms: dict[_Place, int] = {}
         self._tidying = Hints("streams-trimming", self._trim, TIDY_EVERY_S)
-        self._turn = 0
         # No retries: whoever fetches again is the retry. The time-out leaves room for the blocking.
         timeout_s = _SLICE_MS / 1000 + ANSWER_WITHIN_S
         self._reader = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s, protocol=2)
@@ -187,16 +188,18 @@ class StreamsConsumer:
         generation, partitions = self._leases.assignment()
         if generation != self._generation:
             self._generation = generation
-            self._delivered.clear()
+            self._lanes.clear()
+            self._read_to.clear()
             self._processed.clear()
         return generation, partitions
 
     async def seek(self, partition: int, after: Mapping[str, str]) -> None:
         _, partitions = self.assignment()
         if partition in partitions:
+            self._lanes.open(partition, self._topics)
             for topic in self._topics:
                 position = after.get(topic) or _BEGINNING
-                self._delivered[topic, partition] = self._processed[topic, partition] = position
+                self._read_to[topic, partition] = self._processed[topic, partition] = position
 
     async def fetch(self, max_records: int, wait_ms: int) -> list[Record]:
         deadline_s = self._clock.monotonic_s() + wait_ms / 1000
@@ -204,10 +207,10 @@ class StreamsConsumer:
             generation, _ = self.assignment()
             left_ms = max(0, round((deadline_s - self._clock.monotonic_s()) * 1000))
             block_ms = min(left_ms, _SLICE_MS)
-            if self._delivered:
-                records, delivered = await self._read(max_records, block_ms)
-                if self.assignment()[0] == generation and records:
-                    self._delivered.update(delivered)
+            if self._read_to:
+                await self._read(max_records, block_ms)
+                # Nothing is sought any more in a generation that began meanwhile.
+                if self.assignment()[0] == generation and (records := self._lanes.take(max_records)):
                     return records
             else:
                 await asyncio.sleep(block_ms / 1000)
@@ -251,46 +254,50 @@ class StreamsConsumer:
                 counts = await pipeline.execute()
         return dict(zip(places, counts, strict=True))
 
-    async def _read(self, max_records: int, block_ms: int) -> tuple[list[Record], dict[_Place, str]]:
-        """What the streams hold, each its fair share first; what room is left then goes to those that hold more.
-
-        Also returned: the position of each stream's last record among them.
-        """
-        places = list(self._delivered)
-        # Streams take turns at being first, so a full one can't starve the others.
-        self._turn = (self._turn + 1) % len(places)
-        places = places[self._turn :] + places[: self._turn]
-        after = {place: self._delivered[place] for place in places}
-        records: list[Record] = []
-        delivered: dict[_Place, str] = {}
-        # The count holds for each stream; what is over the limit in total is read again by the next fetch.
-        count = min(max_records, max(_MIN_PER_STREAM, max_records // len(places)))
-        while after:
-            answer = await self._ask(after, count, block_ms)
-            for place, entries in answer:
-                if len(records) == max_records:
-                    break
-                _append_records(records, place, entries[: max_records - len(records)])
-                delivered[place] = records[-1].position
-            room = max_records - len(records)
+    async def _read(self, enough: int, block_ms: int) -> None:
+        """Put into the lanes what the streams hold, each its fair share first; what room is left then goes to those
+        that hold more. Waits only if there was nothing, in the lanes neither."""
+        generation = self._generation
+        waiting = {place: self._lanes.size(*place) for place in self._read_to}
+        room = enough
+        # The count holds for each stream.
+        count = min(enough, max(_MIN_PER_STREAM, enough // len(waiting)))
+        wanted = [place for place, size in waiting.items() if size < count]
+        for place in waiting.keys() - wanted:
+            self._lanes.at_end(*place, at_end=False)
+        block_ms = 0 if any(waiting.values()) else block_ms
+        while wanted:
+            answer = dict(await self._ask(wanted, count, block_ms))
+            if self.assignment()[0] != generation:
+                return
+            full = []
+            for place in wanted:
+                entries = answer.get(place, ())
+                if entries:
+                    records = _records(place, entries)
+                    self._lanes.add(*place, records)
+                    self._read_to[place] = records[-1].position
+                    room -= len(records)
+                self._lanes.at_end(*place, at_end=len(entries) < count)
+                if len(entries) == count:
+                    full.append(place)
             # Those that gave all they were asked for may hold more, and get all the room between them.
-            full = [place for place, entries in answer if len(entries) == count][: room // _MIN_PER_STREAM]
-            after = {place: delivered[place] for place in full}
-            count, block_ms = room // max(1, len(after)), 0
-        return records, delivered
+            wanted = full[: max(0, room) // _MIN_PER_STREAM]
+            count, block_ms = max(0, room) // max(1, len(wanted)), 0
 
     async def _ask(
-        self, after: Mapping[_Place, str], count: int, block_ms: int
+        self, places: Sequence[_Place], count: int, block_ms: int
     ) -> list[tuple[_Place, list[tuple[bytes, list[bytes]]]]]:
-        by_stream = {keys.log_stream(*place): place for place in after}
-        positions: dict[KeyT, StreamIdT] = {stream: after[place] for stream, place in by_stream.items()}
+        by_stream = {keys.log_stream(*place): place for place in places}
+        positions: dict[KeyT, StreamIdT] = {stream: self._read_to[place] for stream, place in by_stream.items()}
         with _as_unavailable("could not be read"):
             answer = cast("_Answer | None", await self._reader.xread(positions, count=count, block=block_ms or None))
         return [(by_stream[name.decode()], entries) for name, entries in answer or ()]
 
 
-def _append_records(records: list[Record], place: _Place, entries: Sequence[tuple[bytes, Sequence[bytes]]]) -> None:
+def _records(place: _Place, entries: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Record]:
     topic, partition = place
+    records = []
     for entry_id, fields in entries:
         position = entry_id.decode()
         if len(fields) == 4 and fields[0] == b"k" and fields[2] == b"v":
@@ -302,6 +309,7 @@ def _append_records(records: list[Record], place: _Place, entries: Sequence[tupl
         records.append(
             Record(topic, partition, position, key.decode("utf-8", "replace"), value, _milliseconds(position))
         )
+    return records
 
 
 def _as_it_is(response: Any, **_options: Any) -> Any:

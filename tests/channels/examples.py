@@ -83,6 +83,8 @@ class MemoryDesk:
         self.away: dict[str, int] = {}
         self.receipts: list[tuple[MessageId, str, str | None, str]] = []
         self.emitted: list[Emitted] = []
+        #: Those of the receipts that are not final.
+        self.attempts: list[tuple[MessageId, str, str | None, str]] = []
         self.deliveries: dict[MessageId, list[Delivery]] = {}
         self.prepared = 0
 
@@ -94,10 +96,18 @@ class MemoryDesk:
         return self.stop or Prepared(outgoing=outgoing(message), channels=allowed)
 
     async def receipt(
-        self, message: Message, status: events.DeliveryStatus, channel: events.Channel | None, reason: str
+        self,
+        message: Message,
+        status: events.DeliveryStatus,
+        channel: events.Channel | None,
+        reason: str,
+        *,
+        final: bool = True,
     ) -> None:
         self._reach("receipt")
         self.receipts.append((message.id, status, channel, reason))
+        if not final:
+            self.attempts.append((message.id, status, channel, reason))
 
     async def emit(self, entry: Emitted) -> None:
         self._reach("emit")

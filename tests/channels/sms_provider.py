@@ -12,6 +12,12 @@ ACCOUNT = "AC0123456789"
 TOKEN = "a-token"
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # As many connections as a dispatcher opens at once; those over the usual five would be reset.
+    request_queue_size = 256
+
+
 class SmsProvider:
     """Steps, taken one per request and "accept" when there are none left:
 
@@ -37,8 +43,7 @@ class SmsProvider:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 the base class's name
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -56,10 +56,11 @@ async def test_the_first_allowed_channel_gets_it() -> None:
 
 
 async def test_fall_back_takes_the_next_channel() -> None:
-    """Every attempt leaves a receipt."""
-    push, sms = StubChannel("websocket", [FALL_BACK]), StubChannel("sms")
-    outcomes = await _deliver(MemoryOutbox(a_message()), MemoryDesk(), push, sms)
+    """Every attempt leaves a receipt; that of the failed one says that the message goes on."""
+    push, sms, desk = StubChannel("websocket", [FALL_BACK]), StubChannel("sms"), MemoryDesk()
+    outcomes = await _deliver(MemoryOutbox(a_message()), desk, push, sms)
     assert outcomes == [("failed", "websocket", "nobody"), ("sent", "sms", "")]
+    assert [attempt[1:] for attempt in desk.attempts] == [("failed", "websocket", "nobody")]
 
 
 async def test_a_passing_fault_is_retried_on_its_channel() -> None:

@@ -7,10 +7,6 @@ from tests.faults.rig import Rig
 pytestmark = [pytest.mark.long, pytest.mark.kafka]
 
 
-@pytest.mark.xfail(
-    reason="topics of a backlog are read side by side: a walk can be decided before the consent that was given earlier",
-    strict=True,
-)
 async def test_a_backlog_is_decided_like_live_traffic(rig: Rig) -> None:
     """People sign up on one topic and, later, walk past on another; the engine comes when all of it is in the log."""
     front = rig.add("front", "dispatcher", "api")

@@ -89,11 +89,6 @@ async def test_restored_from_an_older_copy(rig: Rig, tmp_path: Path) -> None:
     assert await rig.coupons(offers) == codes
 
 
-@pytest.mark.xfail(
-    reason="a replay reads topics side by side: a receipt that is folded before the event that its message comes from "
-    "is dropped as stale",
-    strict=True,
-)
 async def test_coupons_applied_after_the_copy_are_on_record_after_the_replay(rig: Rig, tmp_path: Path) -> None:
     """The record of each customer says that they applied their coupon, as it did before."""
     await _start(rig)

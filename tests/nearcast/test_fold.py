@@ -35,6 +35,8 @@ from nearcast.events import (
 from nearcast.fold import CART_TIMER, Folded, FoldRules, apply, record_message
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, Sku
 from nearcast.moments import Moment
+from nearcast.world import Cap
+from offers.gates import counted
 
 RULES = FoldRules(cart_abandoned_after_ms=1_000)
 SEGMENTS = {"milk": "dairy", "butter": "dairy", "coat": "coats"}
@@ -211,6 +213,19 @@ def test_a_failed_channel_is_not_the_end() -> None:
     ):
         fold(customer, new(Receipt, message="m", decision="d", status=status, channel=channel, reason=then, ts=2))
         assert customer.messages[0].status == then
+
+
+def test_an_attempt_that_failed_leaves_the_message_on_its_way() -> None:
+    """It goes on counting for caps: the next attempt may bring it."""
+    customer = somebody()
+    customer.messages = [SentMessage(MessageId("m"), DecisionId("d"), PromotionId("p"), 1)]
+    attempt = new(Receipt, message="m", decision="d", status="failed", channel="sms", ts=2, final=False)
+    assert fold(customer, attempt).status == "applied"
+    assert customer.messages[0].status is None
+    assert counted(Cap(count=1, period_s=60), customer.messages, 3) == 1
+    fold(customer, new(Receipt, message="m", decision="d", status="failed", channel="sms", ts=3))
+    assert customer.messages[0].status == "failed"
+    assert counted(Cap(count=1, period_s=60), customer.messages, 4) == 0
 
 
 def test_sign_in_takes_the_context_along() -> None:

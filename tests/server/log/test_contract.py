@@ -160,6 +160,29 @@ async def test_a_fetch_is_filled_when_enough_waits(log: EventLog) -> None:
         assert len([size for size in sizes if size]) <= 8
 
 
+async def test_topics_of_a_backlog_come_in_order_of_arrival(log: EventLog) -> None:
+    """Of a partition nothing is delivered before what arrived earlier in another topic, however far apart they are."""
+    key, rounds, of_each = key_in(1), 6, 1_400
+    for n in range(rounds):
+        await log.append([Entry(LOCATIONS, key, b"x" * 300) for _ in range(of_each)])
+        await asyncio.sleep(0.005)
+        await log.append([Entry(CARTS, key, str(n).encode())])
+        await asyncio.sleep(0.005)
+    async with member(log) as consumer:
+        await settle(consumer)
+        await seek_all(consumer)
+        fixes, carts = 0, 0
+        async with asyncio.timeout(WITHIN_S):
+            while fixes < rounds * of_each or carts < rounds:
+                records = await consumer.fetch(300, 200)
+                before = fixes
+                fixes += sum(record.topic == LOCATIONS for record in records)
+                for cart in (record for record in records if record.topic == CARTS):
+                    assert int(cart.value) == carts
+                    carts += 1
+                    assert before <= carts * of_each <= fixes
+
+
 @pytest.mark.parametrize(
     "value", [b"", b"\x00\xff\r\n\x80", bytes(range(256)) * 3500], ids=["empty", "binary", "900KB"]
 )

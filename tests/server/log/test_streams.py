@@ -62,7 +62,10 @@ async def test_trimming_keeps_up_with_a_fast_stream(valkey_url: str, redis: Redi
 
 
 async def test_one_long_stream_fills_a_batch(valkey_url: str) -> None:
-    """When one stream has nearly all that waits, a fetch still returns as many records as were asked for."""
+    """When one stream has nearly all that waits, a fetch still returns nearly as many records as were asked for.
+
+    The newest wait until the older ones of their partition are read.
+    """
     topics = [f"topic-{n}" for n in range(5)]
     async with running(StreamsLog(valkey_url, PARTITIONS)) as log, member(log, topics=topics) as consumer:
         await log.append([Entry(topics[0], "key", str(n).encode()) for n in range(5_000)])
@@ -70,8 +73,9 @@ async def test_one_long_stream_fills_a_batch(valkey_url: str) -> None:
         await settle(consumer)
         await seek_all(consumer)
         batches = [await consumer.fetch(2_000, 200) for _ in range(3)]
-        assert [len(batch) for batch in batches] == [2_000, 2_000, 1_004]
-        assert {record.topic for record in batches[0]} == set(topics)
+        assert all(len(batch) > 1_950 for batch in batches[:2])
+        assert sum(map(len, batches)) == 5_004
+        assert {record.topic for record in batches[2]} == set(topics)
         long = [int(record.value) for batch in batches for record in batch if record.topic == topics[0]]
         assert long == list(range(5_000))
 

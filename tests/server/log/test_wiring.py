@@ -10,10 +10,10 @@ def test_kafka_gets_its_settings() -> None:
     """The instance's name, and whether topics are created."""
     log = log_of(load(kafka="127.0.0.1:1", instance_id="engine-3", kafka_create_topics=False), "")
     assert isinstance(log, KafkaLog)
-    assert (log._options.instance_id, log._options.create_topics) == ("engine-3", False)
+    assert (log.options.instance_id, log.options.create_topics) == ("engine-3", False)
     log = log_of(load(kafka="127.0.0.1:1"), "")
     assert isinstance(log, KafkaLog)
-    assert (log._options.instance_id, log._options.create_topics) == ("", True)
+    assert (log.options.instance_id, log.options.create_topics) == ("", True)
 
 
 async def test_streams_get_the_name_of_the_instance() -> None:
