@@ -30,10 +30,16 @@ from nearcast.ids import (
 MAX_BODY_BYTES = 256 * 1024
 MAX_BATCH_EVENTS = 1_000
 MAX_EVENT_BYTES = 64 * 1024
+#: What nearcast writes itself may be larger: a `Stitch` with all that a visitor can gather takes up to 230 KiB.
+MAX_FEEDBACK_BYTES = 256 * 1024
+#: How many pieces of one thing an event can tell of, and a cart can hold.
+MAX_QUANTITY = 100_000
 #: How far ahead of its arrival in the log an event's own time may be (device clocks run fast).
 MAX_AHEAD_MS = 60_000
 #: Nothing is older: a smaller `ts` is a mistake of units.
 YEAR_2000_MS = 946_684_800_000
+#: The accuracy of a fix that doesn't tell its own, in metres.
+STREET_GPS_M = 25.0
 #: How many lines one purchase may carry.
 MAX_LINES = 1_000
 
@@ -41,8 +47,10 @@ MAX_LINES = 1_000
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f{}]+\Z")]
 #: Leaves room for the prefix that makes a customer id of it.
 AnonymousId = Annotated[str, msgspec.Meta(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f\x7f{}]+\Z")]
+#: An id without its pattern, which is matched in Python.
+_PlainId = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Text = Annotated[str, msgspec.Meta(max_length=512)]
-Quantity = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
+Quantity = Annotated[int, msgspec.Meta(ge=0, le=MAX_QUANTITY)]
 Cents = Annotated[int, msgspec.Meta(ge=0, le=10_000_000_000)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=9_999_999_999_999)]
 Channel = Literal["websocket", "sms", "email"]
@@ -76,11 +84,15 @@ class Event(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
             raise ValueError("this event has no id yet")
         return EventId(self.id)
 
+
+class _Strict(Event, kw_only=True):
+    """An event that is checked as it is made: all but fixes."""
+
     def __post_init__(self) -> None:
-        check_identity(self)
+        _check_identity(self)
 
 
-def check_identity(event: Event) -> None:
+def _check_identity(event: Event) -> None:
     """Every event is about somebody."""
     if event.uid is None and event.anonymous_id is None:
         raise ValueError("an event needs `uid` or `anonymous_id`")
@@ -88,35 +100,27 @@ def check_identity(event: Event) -> None:
         raise ValueError(f"a `uid` can't start with {ANONYMOUS_PREFIX!r}: that marks anonymous visitors")
 
 
-class Location(Event, kw_only=True, tag="location"):
-    """A position fix. `accuracy_m` is the radius of 68 % confidence in metres, as devices report it."""
+class Location(Event, kw_only=True, tag="location", gc=False):
+    """A position fix. `accuracy_m` is the radius of 68 % confidence in metres, as devices report it; a feed that
+    doesn't say is treated as ordinary street GPS.
 
+    Nearly all events are fixes, so what can be told of all their fields at once is not asked of each: the decoders
+    below see to the ids, and to the other spellings of longitude and accuracy.
+    """
+
+    id: _PlainId | None = None
+    uid: _PlainId | None = None
+    anonymous_id: _PlainId | None = None
     lat: Annotated[float, msgspec.Meta(ge=-90, le=90)]
     lng: Annotated[float, msgspec.Meta(ge=-180, le=180)] = math.nan
     long: Annotated[float, msgspec.Meta(ge=-180, le=180)] | None = None
     lon: Annotated[float, msgspec.Meta(ge=-180, le=180)] | None = None
-    accuracy_m: Annotated[float, msgspec.Meta(ge=0, le=100_000)] = math.nan
+    accuracy_m: Annotated[float, msgspec.Meta(ge=0, le=100_000)] = STREET_GPS_M
     accuracy: Annotated[float, msgspec.Meta(ge=0, le=100_000)] | None = None
     source: Literal["gps", "wifi", "beacon", "qr"] = "gps"
 
-    def __post_init__(self) -> None:
-        # Nearly all events are fixes, and nearly all of those are spelled in this way.
-        if self.uid is None or self.uid[:5] == ANONYMOUS_PREFIX:
-            check_identity(self)
-        if self.long is not None or self.lon is not None or self.lng != self.lng:
-            longitudes = [value for value in (self.long, self.lon) if value is not None]
-            if not math.isnan(self.lng):
-                longitudes.append(self.lng)
-            if len(longitudes) != 1:
-                raise ValueError("a location needs exactly one of `lng`, `long` and `lon`")
-            self.lng, self.long, self.lon = longitudes[0], None, None
-        if self.accuracy_m != self.accuracy_m:
-            # A feed that doesn't say is treated as ordinary street GPS.
-            self.accuracy_m = 25.0 if self.accuracy is None else self.accuracy
-        self.accuracy = None
 
-
-class Cart(Event, kw_only=True, tag="cart"):
+class Cart(_Strict, kw_only=True, tag="cart"):
     """A change of the customer's (online) cart. `quantity` is the new amount for "set", the change otherwise."""
 
     action: Literal["add", "remove", "set", "clear", "order"]
@@ -139,7 +143,7 @@ class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     coupon_cents: Cents = 0
 
 
-class Purchase(Event, kw_only=True, tag="purchase"):
+class Purchase(_Strict, kw_only=True, tag="purchase"):
     """A finished purchase: the receipt of a till or of the web shop."""
 
     items: Annotated[list[Line], msgspec.Meta(min_length=1, max_length=MAX_LINES)]
@@ -147,7 +151,7 @@ class Purchase(Event, kw_only=True, tag="purchase"):
     online: bool = False
 
 
-class Action(Event, kw_only=True, tag="action"):
+class Action(_Strict, kw_only=True, tag="action"):
     """Something the customer did, or a member of staff did for them."""
 
     action: Literal[
@@ -170,7 +174,7 @@ class Action(Event, kw_only=True, tag="action"):
             raise ValueError(f"an action {self.action!r} needs `sku`")
 
 
-class Identify(Event, kw_only=True, tag="identify"):
+class Identify(_Strict, kw_only=True, tag="identify"):
     """Sign-in: the anonymous visitor turns out to be `uid`. Travels with the anonymous customer's events."""
 
     def __post_init__(self) -> None:
@@ -183,14 +187,14 @@ class Identify(Event, kw_only=True, tag="identify"):
         return customer_id(None, self.anonymous_id)
 
 
-class Consent(Event, kw_only=True, tag="consent"):
+class Consent(_Strict, kw_only=True, tag="consent"):
     """The customer grants or withdraws consent. Withdrawing "all" is an opt-out: nothing is done any more."""
 
     scope: ConsentScope
     granted: bool
 
 
-class Profile(Event, kw_only=True, tag="profile"):
+class Profile(_Strict, kw_only=True, tag="profile"):
     """What the retailer knows of a customer. A field left out stays as it was."""
 
     name: Text | None = None
@@ -202,7 +206,7 @@ class Profile(Event, kw_only=True, tag="profile"):
     groups: Annotated[list[Id], msgspec.Meta(max_length=64)] | None = None
 
 
-class Receipt(Event, kw_only=True, tag="receipt"):
+class Receipt(_Strict, kw_only=True, tag="receipt"):
     """What became of a message: written by the dispatcher, the gateway, provider callbacks and the till."""
 
     message: Id
@@ -214,23 +218,27 @@ class Receipt(Event, kw_only=True, tag="receipt"):
     final: bool = True
 
 
-class Timer(Event, kw_only=True, tag="timer"):
+class Timer(_Strict, kw_only=True, tag="timer"):
     """A timer that came due; valid only if the customer still waits for exactly this one."""
 
     kind: Id
     due_ms: Milliseconds
 
 
-class Stitch(Event, kw_only=True, tag="stitch"):
+class Stitch(_Strict, kw_only=True, tag="stitch"):
     """The context an anonymous visitor had gathered, on its way to the customer they turned out to be."""
 
-    cart: dict[Sku, tuple[Quantity, Cents | None]] = {}
+    #: Pieces and price. No bound: carts from before there was one are taken over, too.
+    cart: dict[Sku, tuple[Annotated[int, msgspec.Meta(ge=0)], Cents | None]] = {}
     wishlist: dict[Sku, Milliseconds] = {}
     viewed: dict[Sku, Milliseconds] = {}
 
 
-class Erase(Event, kw_only=True, tag="erase"):
-    """The customer's data must go: state, messages, history."""
+class Erase(_Strict, kw_only=True, tag="erase"):
+    """The customer's data must go: state, messages, history, and the anonymous records signed in to them."""
+
+    #: Those of the anonymous records for which whoever writes this writes an event of their own.
+    visitors: list[AnonymousId] = []
 
 
 AnyEvent = (
@@ -259,6 +267,8 @@ _DECODE: dict[str, Callable[[bytes], AnyEvent]] = {
     topics.ACTIONS: msgspec.json.Decoder(Action | Identify | Consent | Profile | Erase).decode,
     topics.FEEDBACK: msgspec.json.Decoder(Receipt | Timer | Stitch).decode,
 }
+#: What ids may not contain, and what might hide it in JSON (which carries no other control characters as they are).
+_ODD = b"\\\x7f{}"
 _INTAKE: msgspec.json.Decoder[IntakeEvent] = msgspec.json.Decoder(IntakeEvent)
 _BATCH = msgspec.json.Decoder(list[msgspec.Raw])
 _ENCODER = msgspec.json.Encoder()
@@ -282,10 +292,12 @@ def decode(topic: str, value: bytes, *, position: str, arrived_ms: int) -> AnyEv
 def decode_record(topic: str, value: bytes, arrived_ms: int) -> AnyEvent:
     """`decode` for the engine, which sees all events: leaves one that has no id without."""
     if len(value) > MAX_EVENT_BYTES:
-        raise InputError("event_too_large", f"an event may have {MAX_EVENT_BYTES} bytes, this one has {len(value)}")
+        _check_size(topic, len(value))
     try:
         event = _DECODE[topic](value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(event, Location):
+            _complete(event, value)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InputError("malformed_event", str(error), topic) from None
     if event.ts < YEAR_2000_MS:
         check_time(event.ts)
@@ -300,12 +312,40 @@ def decode_record(topic: str, value: bytes, arrived_ms: int) -> AnyEvent:
     return event
 
 
+def _check_size(topic: str, size: int) -> None:
+    most = MAX_FEEDBACK_BYTES if topic == topics.FEEDBACK else MAX_EVENT_BYTES
+    if size > most:
+        raise InputError("event_too_large", f"an event may have {most} bytes, this one has {size}")
+
+
 def decode_intake(value: bytes | msgspec.Raw) -> IntakeEvent:
     """One event as HTTP and WebSocket clients send it (`type` required). Raises `InputError`."""
     try:
-        return _INTAKE.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        event = _INTAKE.decode(value)
+        if isinstance(event, Location):
+            _complete(event, bytes(value))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InputError("malformed_event", str(error)) from None
+    return event
+
+
+def _complete(fix: Location, value: bytes) -> None:
+    """See to what `Location` leaves to its decoders. Raises `ValueError`."""
+    if fix.uid is None or fix.anonymous_id is not None or fix.uid[:5] == ANONYMOUS_PREFIX:
+        _check_identity(fix)
+    # A flat object without escapes: its only odd characters are the braces around it, or one of its strings has one.
+    if fix.anonymous_id is not None or len(value) - len(value.translate(None, _ODD)) != 2:
+        # As any other event's would be.
+        msgspec.convert({"id": fix.id, "uid": fix.uid, "anonymous_id": fix.anonymous_id}, Event)
+    if fix.lng != fix.lng or fix.long is not None or fix.lon is not None:
+        longitudes = [given for given in (fix.lng, fix.long, fix.lon) if given is not None and given == given]
+        if len(longitudes) != 1:
+            raise ValueError("a location needs exactly one of `lng`, `long` and `lon`")
+        fix.lng, fix.long, fix.lon = longitudes[0], None, None
+    if fix.accuracy is not None:
+        if fix.accuracy_m == STREET_GPS_M:
+            fix.accuracy_m = fix.accuracy
+        fix.accuracy = None
 
 
 def check_time(ts: int) -> None:

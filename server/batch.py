@@ -8,9 +8,8 @@ event of another kind, or a moment, asks for it.
 """
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import attrgetter
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -44,14 +43,23 @@ class Cached(msgspec.Struct):
 
 
 class Item(msgspec.Struct, gc=False):
-    """An event, and the fences its position is in."""
+    """An event that has to be folded in its turn."""
 
     record: Record
     event: AnyEvent
     customer: CustomerId
+    #: Of a fix: the fences its position is in.
     inside: Sequence[Fence] = ()
-    #: Of a fix: where the customer is. None while it has not been read, and if it can't be.
+    #: Of a fix: where the customer was. None if that can't be read.
     presence: Presence | None = None
+
+
+class Fix(NamedTuple):
+    """A fix that nobody has looked at more closely yet, and the ordinals of the fences its position is in."""
+
+    record: Record
+    event: Location
+    hits: Sequence[int]
 
 
 #: Something a customer's queue holds: an event to fold, or a moment (of an event folded already) to decide.
@@ -65,7 +73,7 @@ class Missing(msgspec.Struct):
     cold: dict[CustomerId, None] = {}
 
 
-def in_order(items: Sequence[Item]) -> Sequence[Item]:
+def in_order(items: list[Item]) -> list[Item]:
     """Each customer's events of several topics in one order: by arrival, what changes a customer before where they are.
 
     The order within a topic is kept whatever its timestamps say. Between topics the log promises none; this makes the
@@ -98,37 +106,102 @@ class Batch:
 
     def __init__(self, world: World, owned: Mapping[int, Ownership], rules: fold.FoldRules) -> None:
         self.world = world
-        self.items: Sequence[Item] = []
+        #: What is to be folded one by one; and the fixes that `pass_by` has not worked off, nor made items of.
+        self.items: list[Item] = []
+        self.fixes: list[Fix] = []
+        #: Of customers with events other than fixes, and of those with moments.
         self.presences: dict[CustomerId, Presence] = {}
         self.customers: dict[CustomerId, Customer] = {}
-        #: Customers whose records can't be decoded.
-        self.unreadable: dict[CustomerId, UnreadableState] = {}
+        #: Customers whose hot or cold record can't be decoded.
+        self.unreadable_hot: dict[CustomerId, UnreadableState] = {}
+        self.unreadable_cold: dict[CustomerId, UnreadableState] = {}
         self.commits = {
             partition: Commit(partition=partition, epoch=owner.epoch, expected=owner.offsets)
             for partition, owner in owned.items()
         }
         self._rules = rules
+        self._arrivals: list[int] = []
+        self._decoded: list[tuple[Record, Location]] = []
+        #: Customers of whom an item must be folded before their later fixes.
+        self._busy: set[CustomerId] = set()
         #: Of customers that were touched: their partition, and their timers as they were before.
         self._timers_before: dict[CustomerId, tuple[int, dict[str, int]]] = {}
         self._results: dict[tuple[str, str], int] = {}
         self._transitions: list[Transition] = []
 
-    def decode(self, records: Iterable[Record]) -> None:
+    def decode(self, records: Sequence[Record]) -> None:
         """Records to events; what can't be decoded becomes a dead letter."""
-        items: list[Item] = []
+        fixes = self._decoded
         offsets = {partition: commit.offsets for partition, commit in self.commits.items()}
         for record in records:
-            topic, partition = record.topic, record.partition
-            offsets[partition][topic] = record.position
+            topic = record.topic
+            offsets[record.partition][topic] = record.position
             try:
                 event = decode_record(topic, record.value, record.arrived_ms)
             except InputError as error:
                 self.bury(record, error.reason, error.detail)
                 continue
-            if event.id is None:
-                event.id = derived_event_id(topic, f"{partition}:{record.position}")
-            items.append(Item(record, event, event.customer))
-        self.items = in_order(items)
+            if event.__class__ is Location:
+                fixes.append((record, event))
+            else:
+                self._add(record, event)
+        self._arrivals = [record.arrived_ms for record in records]
+
+    def match(self) -> None:
+        """Find the fences of every fix in the batch, in one call."""
+        fixes, self._decoded = self._decoded, []
+        if not fixes:
+            return
+        hits = self.world.fences.match(
+            np.array([event.lat for _, event in fixes], dtype=np.float64),
+            np.array([event.lng for _, event in fixes], dtype=np.float64),
+        )
+        self.fixes = [Fix(record, event, found) for (record, event), found in zip(fixes, hits, strict=True)]
+
+    def _add(self, record: Record, event: AnyEvent, hits: Sequence[int] = (), presence: Presence | None = None) -> None:
+        if event.id is None:
+            event.id = derived_event_id(record.topic, f"{record.partition}:{record.position}")
+        fences = self.world.fences.fences
+        inside = [fences[ordinal] for ordinal in hits]
+        self.items.append(Item(record, event, event.customer, inside, presence))
+        self._busy.add(event.customer)
+
+    def pass_by(self, cached: Mapping[int, Cached]) -> None:
+        """Work off, without a call for each, what nearly every event is: a fix of someone who was nowhere and still is.
+
+        Other fixes become items, so that each customer's events keep their order; those whose hot record is not cached
+        stay where they are. `_fix` would do the same as is done here.
+        """
+        left: list[Fix] = []
+        busy = self._busy
+        late_after_ms = self._rules.late_after_ms
+        presences = {partition: commit.presences for partition, commit in self.commits.items()}
+        newest = {partition: known.presences.newest for partition, known in cached.items()}
+        passed = 0
+        for fix in self.fixes:
+            record, event, hits = fix
+            partition = record.partition
+            customer = CustomerId(event.uid) if event.uid else event.customer
+            presence = newest[partition].get(customer) or cached[partition].presences.get(customer)
+            if presence is None:
+                left.append(fix)
+            elif (
+                hits
+                or presence.inside
+                or customer in busy
+                or not presence.allowed
+                or event.ts <= presence.last_ms
+                or event.ts < record.arrived_ms - late_after_ms
+            ):
+                self._add(record, event, hits, presence)
+            else:
+                presence.last_ms = event.ts
+                presences[partition][customer] = presence
+                passed += 1
+        self.fixes = left
+        if passed:
+            applied = (topics.LOCATIONS, "applied")
+            self._results[applied] = self._results.get(applied, 0) + passed
 
     def missing(self, cached: Mapping[int, Cached]) -> dict[int, Missing]:
         """Take what is cached of the events' customers; returns what has to be read, by partition."""
@@ -137,14 +210,12 @@ class Batch:
         # By partition: what is known of a customer in their own says nothing of a stray in another one.
         hots: set[tuple[int, CustomerId]] = set()
         colds: set[tuple[int, CustomerId]] = set()
-        newest = {partition: known.presences.newest for partition, known in cached.items()}
+        for fix in self.fixes:
+            missing.setdefault(fix.record.partition, Missing()).hot[fix.event.customer] = None
         for item in self.items:
             customer, event = item.customer, item.event
             partition = item.record.partition
             if event.__class__ is Location:
-                item.presence = newest[partition].get(customer) or cached[partition].presences.get(customer)
-                if item.presence is None:
-                    missing.setdefault(partition, Missing()).hot[customer] = None
                 continue
             if _needs_hot(event) and (partition, customer) not in hots:
                 hots.add((partition, customer))
@@ -153,7 +224,7 @@ class Batch:
                     missing.setdefault(partition, Missing()).hot[customer] = None
                 else:
                     presences[customer] = hot
-            if not _is_presence_timer(event) and (partition, customer) not in colds:
+            if _needs_cold(event) and (partition, customer) not in colds:
                 colds.add((partition, customer))
                 cold = cached[partition].customers.get(customer)
                 if cold is None:
@@ -162,11 +233,12 @@ class Batch:
                     customers[customer] = decode_customer(customer, cold)
         return missing
 
-    def take_presences(self) -> None:
-        """Give every fix its customer's hot record, after those that were missing have been read."""
-        for item in self.items:
-            if item.presence is None and item.event.__class__ is Location:
-                item.presence = self.presences.get(item.customer)
+    def arrange(self) -> None:
+        """Bring the items into their order, once all is read. What is left of the fixes are those that can't be."""
+        for fix in self.fixes:
+            self._add(*fix)
+        self.fixes = []
+        self.items = in_order(self.items)
 
     def bury_strays(self, missing: Mapping[int, Missing], homes: Callable[[Sequence[CustomerId]], list[int]]) -> None:
         """Events in a partition that isn't their customer's become dead letters.
@@ -183,79 +255,45 @@ class Batch:
                     wanted.cold.pop(customer, None)
         if not strays:
             return
-        kept = []
-        for item in self.items:
-            if (item.record.partition, item.customer) in strays:
-                said = "a customer's partition is murmur2(customer) modulo partitions"
-                self.bury(item.record, "wrong_partition", said)
-            else:
-                kept.append(item)
-        self.items = kept
+        said = "a customer's partition is murmur2(customer) modulo partitions"
 
-    def match(self) -> None:
-        """Find the fences of every fix in the batch, in one call."""
-        fixes = [item for item in self.items if item.event.__class__ is Location]
-        if not fixes:
-            return
-        fences = self.world.fences
-        positions = [cast("Location", item.event) for item in fixes]
-        hits = fences.match(
-            np.array([fix.lat for fix in positions], dtype=np.float64),
-            np.array([fix.lng for fix in positions], dtype=np.float64),
-        )
-        for item, ordinals in zip(fixes, hits, strict=True):
-            if ordinals:
-                item.inside = [fences.fences[ordinal] for ordinal in ordinals]
+        def is_stray(record: Record, customer: CustomerId) -> bool:
+            stray = (record.partition, customer) in strays
+            if stray:
+                self.bury(record, "wrong_partition", said)
+            return stray
+
+        self.items = [item for item in self.items if not is_stray(item.record, item.customer)]
+        self.fixes = [fix for fix in self.fixes if not is_stray(fix.record, fix.event.customer)]
 
     def fold_round(self, waiting: Sequence[Work]) -> tuple[list[tuple[Item, Moment]], list[Work]]:
         """Fold on until each customer has a moment to decide; returns those moments, and the work that has to wait."""
         moments: list[tuple[Item, Moment]] = []
         later: list[Work] = []
         busy: set[CustomerId] = set()
-        presences = {partition: commit.presences for partition, commit in self.commits.items()}
-        late_after_ms = self._rules.late_after_ms
-        nowhere = 0
         for item, moment in waiting:
             if item.customer in busy:
                 later.append((item, moment))
-                continue
-            # What nearly every event is, worked off here without a call: a fix of someone who was nowhere, and still
-            # is. `_fix` would do the same.
-            event, presence = item.event, item.presence
-            if (
-                presence is not None
-                and not item.inside
-                and not presence.inside
-                and moment is None
-                and presence.allowed
-                and event.ts > presence.last_ms
-                and event.ts >= item.record.arrived_ms - late_after_ms
-            ):
-                presence.last_ms = event.ts
-                presences[item.record.partition][item.customer] = presence
-                nowhere += 1
                 continue
             found = [moment] if moment is not None else self.apply(item)
             if found:
                 busy.add(item.customer)
                 moments.append((item, found[0]))
                 later += [(item, other) for other in found[1:]]
-        if nowhere:
-            applied = (topics.LOCATIONS, "applied")
-            self._results[applied] = self._results.get(applied, 0) + nowhere
         return moments, later
 
     def apply(self, item: Item) -> Sequence[Moment]:
         """Fold one event into its customer; returns the moments it is worth."""
         event = item.event
-        if item.customer in self.unreadable:
-            if not isinstance(event, Erase):
-                self.bury_unreadable(item)
-                return ()
-            # Erasing needs no reading, and mends the record.
-            del self.unreadable[item.customer]
-            self.customers[item.customer] = Customer(id=item.customer)
-            self.presences[item.customer] = Presence()
+        if isinstance(event, Erase):
+            # It needs no reading, and mends what can't be read.
+            self._make_readable(item)
+        elif error := self._unreadable(item):
+            self.bury(item.record, "unreadable_state", str(error))
+            # A withdrawal that can't be noted where it belongs: nobody's place is kept against their will meanwhile.
+            if _forbids_location(event) and item.customer in self.presences:
+                self._allow(item, allowed=False)
+            return ()
         if isinstance(event, Location):
             status, moments = self._fix(item, event)
         elif fold.is_late(event, item.record.arrived_ms, self._rules):
@@ -297,7 +335,7 @@ class Batch:
             metrics.EVENTS.labels(topic, status).inc(events)
         for transition in self._transitions:
             metrics.TRANSITIONS.labels(transition.kind, transition.fence.kind).inc()
-        for arrived_ms, events in Tally(map(attrgetter("record.arrived_ms"), self.items)).items():
+        for arrived_ms, events in Tally(self._arrivals).items():
             metrics.EVENT_TO_COMMIT.observe_many(max(0, now_ms - arrived_ms) / 1000, events)
         for commit in self.commits.values():
             for letter in commit.dead_letters:
@@ -310,10 +348,6 @@ class Batch:
         self.commits[record.partition].offsets[record.topic] = record.position
         self.bury(record, "internal_error", f"{type(error).__name__}: {error}")
 
-    def bury_unreadable(self, item: Item) -> None:
-        """An event of someone whose record can't be decoded."""
-        self.bury(item.record, "unreadable_state", str(self.unreadable[item.customer]))
-
     def bury(self, record: Record, reason: str, detail: str) -> None:
         """Put a record among the dead letters."""
         self.commits[record.partition].dead_letters.append(
@@ -322,8 +356,25 @@ class Batch:
             )
         )
 
+    def _unreadable(self, item: Item) -> UnreadableState | None:
+        """Why the records that an event needs can't be decoded, or None if they can."""
+        hot, cold = self.unreadable_hot.get(item.customer), self.unreadable_cold.get(item.customer)
+        return (hot if _needs_hot(item.event) else None) or (cold if _needs_cold(item.event) else None)
+
+    def _make_readable(self, item: Item) -> None:
+        """Before an erasure: blank records in place of those that can't be decoded."""
+        hot = self.unreadable_hot.pop(item.customer, None)
+        cold = self.unreadable_cold.pop(item.customer, None)
+        if hot is None and cold is None:
+            return
+        # The one that is readable is the cache's, and is made blank in place.
+        self.presences.setdefault(item.customer, Presence())
+        self.customers.setdefault(item.customer, Customer(id=item.customer))
+        for kind in (fold.CART_TIMER, fold.DEADLINE_TIMER, fold.PRESENCE_TIMER):
+            self.commits[item.record.partition].timers[item.customer, kind] = 0
+
     def _fix(self, item: Item, event: Location) -> tuple[str, Sequence[Moment]]:
-        presence = item.presence or self.presences.get(item.customer)
+        presence = item.presence
         if presence is None:
             raise LookupError("a fix whose hot record was neither read nor unreadable")
         if not presence.allowed:
@@ -374,14 +425,14 @@ class Batch:
         if folded.erased:
             self._erase(item)
         elif isinstance(event, Consent):
-            self._allow(item, customer.location_allowed)
+            self._allow(item, allowed=customer.location_allowed)
         return folded.status, folded.moments
 
     def _keep_timers(self, item: Item, customer: Customer) -> None:
         if item.customer not in self._timers_before:
             self._timers_before[item.customer] = (item.record.partition, dict(customer.timers))
 
-    def _allow(self, item: Item, allowed: bool) -> None:
+    def _allow(self, item: Item, *, allowed: bool) -> None:
         """Carry the consent to location over to the hot record; without it nobody's place is kept."""
         presence = self.presences[item.customer]
         if presence.allowed == allowed:
@@ -414,8 +465,16 @@ class Batch:
         _become(self.customers[item.customer], Customer(id=item.customer))
 
 
+def _forbids_location(event: AnyEvent) -> bool:
+    return isinstance(event, Consent) and not event.granted and event.scope in ("all", "location")
+
+
 def _needs_hot(event: AnyEvent) -> bool:
-    return isinstance(event, Consent | Erase) or _is_presence_timer(event)
+    return isinstance(event, Location | Consent | Erase) or _is_presence_timer(event)
+
+
+def _needs_cold(event: AnyEvent) -> bool:
+    return not isinstance(event, Location) and not _is_presence_timer(event)
 
 
 def _is_presence_timer(event: AnyEvent) -> bool:

@@ -177,10 +177,10 @@ class Engine:
         batch = Batch(self._world.current, self._owned, self._rules)
         with metrics.BATCH_SECONDS.labels("decode").time():
             batch.decode(records)
-        with metrics.BATCH_SECONDS.labels("load").time():
-            await self._load(batch)
         with metrics.BATCH_SECONDS.labels("match").time():
             batch.match()
+        with metrics.BATCH_SECONDS.labels("load").time():
+            await self._load(batch)
         waiting: list[Work] = [(item, None) for item in batch.items]
         while waiting:
             with metrics.BATCH_SECONDS.labels("fold").time():
@@ -196,12 +196,13 @@ class Engine:
             # Safe here: what goes was last used before the commit on its way was made.
             cached.presences.rotate()
             cached.customers.rotate()
+        batch.pass_by(self._cached)
         missing = batch.missing(self._cached)
-        if not missing:
-            return
-        batch.bury_strays(missing, self._state.homes)
-        await self._read(batch, missing)
-        batch.take_presences()
+        if missing:
+            batch.bury_strays(missing, self._state.homes)
+            await self._read(batch, missing)
+            batch.pass_by(self._cached)
+        batch.arrange()
 
     async def _read(self, batch: Batch, missing: Mapping[int, Missing]) -> None:
         """Read records into the batch and the cache: one round trip, or two if a hot record asks for the cold one."""
@@ -220,13 +221,13 @@ class Engine:
                 try:
                     profile = decode_customer(customer, data)
                 except UnreadableState as error:
-                    batch.unreadable[customer] = error
+                    batch.unreadable_cold[customer] = error
                     continue
                 batch.customers[customer] = profile
                 cached.customers.put(customer, encode_customer(profile) if data is None else data)
             for customer, found in zip(wanted.hot, hot, strict=True):
                 if isinstance(found, UnreadableState):
-                    batch.unreadable[customer] = found
+                    batch.unreadable_hot[customer] = found
                     continue
                 batch.presences[customer] = found.presence
                 if found.settled:
@@ -241,16 +242,20 @@ class Engine:
         )
         for partition, wanted in unsettled.items():
             for customer in wanted.hot:
-                if customer not in batch.unreadable:
-                    presence = batch.presences[customer]
-                    presence.allowed = batch.customers[customer].location_allowed
-                    self._cached[partition].presences.put(customer, presence)
+                if customer in batch.unreadable_cold:
+                    # Whether fixes may be used is not known.
+                    batch.unreadable_hot[customer] = batch.unreadable_cold[customer]
+                    del batch.presences[customer]
+                    continue
+                presence = batch.presences[customer]
+                presence.allowed = batch.customers[customer].location_allowed
+                self._cached[partition].presences.put(customer, presence)
 
     async def _read_cold(self, batch: Batch, people: Iterable[tuple[int, CustomerId]]) -> None:
         """The cold records of people, by partition, of whom only a hot one was needed until now."""
         missing: dict[int, Missing] = {}
         for partition, customer in people:
-            if customer in batch.customers or customer in batch.unreadable:
+            if customer in batch.customers or customer in batch.unreadable_cold:
                 continue
             known = self._cached[partition].customers.get(customer)
             if known is None:
@@ -266,8 +271,8 @@ class Engine:
         await self._read_cold(batch, ((item.record.partition, item.customer) for item, _ in moments))
         open_moments = []
         for item, moment in moments:
-            if item.customer in batch.unreadable:
-                batch.bury_unreadable(item)
+            if error := batch.unreadable_cold.get(item.customer):
+                batch.bury(item.record, "unreadable_state", str(error))
                 continue
             found = candidates(moment, batch.customers[item.customer], world.catalogue)
             if found:

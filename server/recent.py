@@ -7,7 +7,7 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """Holds at most `bound` entries, and always the `bound // 2` used last.
+    """Holds the `bound` entries used last, and at most twice as many.
 
     Two generations instead of a list in order of use: a look-up costs a dictionary's, and all that was not used for a
     whole generation goes at once. Nothing goes but in `rotate`, so the caller says when that is safe.
@@ -37,5 +37,5 @@ class Recent(Generic[K, V]):
 
     def rotate(self) -> None:
         """Forget the older generation if the newer one is full. What was used since the last call is kept."""
-        if len(self.newest) >= self._bound // 2:
+        if len(self.newest) >= self._bound:
             self._old, self.newest = self.newest, {}

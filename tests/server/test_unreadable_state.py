@@ -12,6 +12,7 @@ from nearcast.events import Cart, Consent, Erase, Event, Location, Profile
 from nearcast.ids import CustomerId, partition_of
 from server.dead_letters import DeadLetters, Letter, Wanted
 from server.engine import Engine
+from server.log.base import Record
 from server.world import WorldStore
 from tests.server.rig import PARTITIONS, Playback, committed, engine_on, records_of
 from tests.server.town import LNG, WORLD, metres_north
@@ -41,13 +42,17 @@ async def fresh_engine(redis: Redis) -> Engine:
     return engine
 
 
-async def process(redis: Redis, *events: Event, first: int = 0) -> None:
-    """These events through a fresh engine, at log positions from `first` on."""
-    records = [
+def numbered(events: Sequence[Event], first: int) -> list[Record]:
+    """The log's records of these events, at positions from `first` on."""
+    return [
         msgspec.structs.replace(record, position=str(first + place))
         for place, record in enumerate(records_of(events, NOW + first))
     ]
-    await (await fresh_engine(redis)).process(records)
+
+
+async def process(redis: Redis, *events: Event, first: int = 0) -> None:
+    """These events through a fresh engine, at log positions from `first` on."""
+    await (await fresh_engine(redis)).process(numbered(events, first))
 
 
 async def letters(redis: Redis) -> Sequence[Letter]:
@@ -74,16 +79,22 @@ async def known(redis: Redis) -> None:
         (HOT, NEWER_HOT, "version 99"),
     ],
 )
+@pytest.mark.parametrize("at_once", [True, False], ids=["one batch", "one by one"])
 @pytest.mark.usefixtures("known")
-async def test_left_alone(redis: Redis, key: str, damage: bytes, said: str) -> None:
-    """Not overwritten; the events that need the record become dead letters that say what to do; neighbours go on."""
-    other = HOT if key == COLD else COLD
-    beside = await redis.get(other)
+async def test_left_alone(redis: Redis, key: str, damage: bytes, said: str, *, at_once: bool) -> None:
+    """Not overwritten; the events that need the record become dead letters that say what to do; all others go on."""
     await redis.set(key, damage)
-    # Both records are wanted: a consent changes the cold one, and says in the hot one whether fixes may be used.
-    refused = Consent(id="no", uid="ann", ts=NOW + 1, scope="location", granted=False)
-    events = [refused, cart(NEIGHBOUR, "2", "grinder"), fix("ann", "2", NOW + 2), fix(NEIGHBOUR, "2", NOW + 2)]
-    await process(redis, *events, first=100)
+    events = [
+        # Both records are wanted: a consent changes the cold one, and says in the hot one whether fixes may be used.
+        Consent(id="yes", uid="ann", ts=NOW + 1, scope="sms", granted=True),
+        cart(NEIGHBOUR, "2", "grinder"),
+        fix("ann", "2", NOW + 2),
+        fix(NEIGHBOUR, "2", NOW + 2),
+    ]
+    engine = await fresh_engine(redis)
+    records = numbered(events, 100)
+    for batch in [records] if at_once else [[record] for record in records]:
+        await engine.process(batch)
     assert await redis.get(key) == damage
     found = await letters(redis)
     assert {letter.reason for letter in found} == {"unreadable_state"}
@@ -91,12 +102,39 @@ async def test_left_alone(redis: Redis, key: str, damage: bytes, said: str) -> N
     for letter in found:
         assert "'ann'" in letter.detail
         assert said in letter.detail
-    assert {letter.topic for letter in found} == {topics.ACTIONS, topics.LOCATIONS}
-    assert await redis.get(other) == beside
+    wanted = [topics.ACTIONS] if key == COLD else [topics.ACTIONS, topics.LOCATIONS]
+    assert sorted(letter.topic for letter in found) == sorted(wanted)
     await redis.delete(key)
-    neighbour = (await committed(redis)).customers[CustomerId(NEIGHBOUR)]
-    assert list(neighbour.customer.cart) == ["beans", "grinder"]
-    assert neighbour.presence.last_ms == NOW + 2
+    known = (await committed(redis)).customers
+    assert known[ANN].presence.last_ms == (NOW + 2 if key == COLD else 0)
+    assert list(known[CustomerId(NEIGHBOUR)].customer.cart) == ["beans", "grinder"]
+    assert known[CustomerId(NEIGHBOUR)].presence.last_ms == NOW + 2
+
+
+@pytest.mark.usefixtures("known")
+async def test_a_place_is_not_kept_although_the_withdrawal_can_not_be_noted(redis: Redis) -> None:
+    """The withdrawal becomes a dead letter, and counts for fixes all the same."""
+    await redis.set(COLD, NEWER_COLD)
+    refused = Consent(id="no", uid="ann", ts=NOW + 1, scope="location", granted=False)
+    await process(redis, refused, fix("ann", "2", NOW + 2), first=100)
+    assert [letter.topic for letter in await letters(redis)] == [topics.ACTIONS]
+    await redis.delete(COLD)
+    ann = (await committed(redis)).customers[ANN]
+    assert (ann.presence.allowed, ann.presence.inside, ann.presence.timer_ms) == (False, {}, 0)
+    assert ann.presence.last_ms < NOW + 2
+
+
+@pytest.mark.usefixtures("known")
+async def test_an_unknown_consent_is_none(redis: Redis) -> None:
+    """Without a hot record the cold one says whether fixes may be used; if it can't be read, they are not."""
+    await redis.set(COLD, NEWER_COLD)
+    await redis.delete(HOT)
+    engine = await fresh_engine(redis)
+    for at in (1, 2):
+        far = msgspec.structs.replace(fix("ann", f"far{at}", NOW + at), lat=metres_north(50_000))
+        await engine.process(numbered([far], 100 + at))
+    assert len(await letters(redis)) == 2
+    assert not await redis.exists(HOT)
 
 
 @pytest.mark.usefixtures("known")
@@ -119,9 +157,21 @@ async def test_mended_and_replayed(redis: Redis) -> None:
 @pytest.mark.parametrize(("key", "damage"), [(COLD, NEWER_COLD), (HOT, NEWER_HOT)])
 @pytest.mark.usefixtures("known")
 async def test_erasing_needs_no_reading(redis: Redis, key: str, damage: bytes) -> None:
-    """Who asks to be erased is erased, whatever is stored of them."""
+    """Who asks to be erased is erased, whatever is stored of them, and nothing comes back with their next steps."""
+    assert await redis.zcard(keys.timers(HOME))
+    engine = await fresh_engine(redis)
+    # Both records are in the engine's cache, as far as they can be read.
+    await engine.process(numbered([fix("ann", "2", NOW + 1)], 100))
     await redis.set(key, damage)
-    await process(redis, Erase(id="e", uid="ann"), first=100)
+    if key == HOT:
+        engine = await fresh_engine(redis)
+    await engine.process(numbered([Erase(id="e", uid="ann")], 101))
     assert await letters(redis) == []
     assert not await redis.exists(COLD, HOT)
     assert await redis.hexists(keys.erasures(HOME), "ann")
+    left = [member for member in await redis.zrange(keys.timers(HOME), 0, -1) if member.endswith(b"ann")]
+    assert left == []
+    far = msgspec.structs.replace(fix("ann", "3", NOW + 5), lat=metres_north(50_000))
+    await engine.process(numbered([far], 102))
+    presence = (await committed(redis)).customers[ANN].presence
+    assert (presence.inside, presence.timer_ms, presence.last_ms) == ({}, 0, NOW + 5)
