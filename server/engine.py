@@ -41,6 +41,8 @@ logger = logging.getLogger("nearcast.server.engine")
 
 _FETCH_WAIT_MS = 250
 _BACKOFF_S = 0.5
+#: How often an engine without events looks whether its store is still what it was.
+_LOOK_EVERY_S = 2.0
 
 
 class Engine:
@@ -73,6 +75,7 @@ class Engine:
         self._cached: dict[int, Cached] = {}
         #: The commit on its way, if there is one.
         self._committing: asyncio.Task[None] | None = None
+        self._looked_at_s = 0.0
 
     @property
     def partitions(self) -> frozenset[int]:
@@ -87,7 +90,9 @@ class Engine:
                     records = await self._consumer.fetch(self._batch_events, _FETCH_WAIT_MS)
                     if records:
                         await self._submit(records)
-                    elif self._committing is not None and self._committing.done():
+                    elif self._committing is None:
+                        await self._look_for_lost_writes()
+                    elif self._committing.done():
                         await self._settle()
                 except (Unavailable, Fenced) as error:
                     # The commit may or may not have happened. Only the store knows: take the partitions again and go
@@ -168,6 +173,21 @@ class Engine:
             await asyncio.wait({committing}, timeout=0.1)
         if committing is not None and not committing.cancelled():
             committing.exception()
+
+    async def _look_for_lost_writes(self) -> None:
+        """A commit notices when the store came back without its last writes; while there is none, this does.
+
+        Raises `Fenced`: the log has to replay what is missing.
+        """
+        now_s = self._clock.monotonic_s()
+        if now_s < self._looked_at_s + _LOOK_EVERY_S:
+            return
+        self._looked_at_s = now_s
+        for partition, found in (await self._state.ownerships(list(self._owned))).items():
+            owned = self._owned[partition]
+            # Under a higher epoch it is somebody else's: the log will say so.
+            if found.epoch < owned.epoch or (found.epoch == owned.epoch and found.offsets != owned.offsets):
+                raise Fenced(f"partition {partition}: the store has lost writes")
 
     def _forget_customers(self) -> None:
         bound = self._cached_customers // max(1, len(self._owned))

@@ -136,7 +136,20 @@ class StateStore:
                 pipe.incr(keys.epoch(partition))
                 pipe.hgetall(keys.offsets(partition))
                 epoch, offsets = await pipe.execute()
-        return Ownership(epoch, {text(topic): text(position) for topic, position in offsets.items()})
+        return Ownership(epoch, _texts(offsets))
+
+    async def ownerships(self, partitions: Sequence[int]) -> dict[int, Ownership]:
+        """What the store holds of each partition, as its last owner left it."""
+        with reaching_store():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for partition in partitions:
+                    pipe.get(keys.epoch(partition))
+                    pipe.hgetall(keys.offsets(partition))
+                answers = await pipe.execute()
+        return {
+            partition: Ownership(int(epoch or 0), _texts(offsets))
+            for partition, epoch, offsets in zip(partitions, answers[::2], answers[1::2], strict=True)
+        }
 
     async def load(self, partition: int, customers: Sequence[CustomerId]) -> list[Known]:
         """The customers' records, in order; someone never heard of is a blank customer. Raises `UnreadableState`."""
@@ -288,6 +301,10 @@ class StateStore:
                 member,
                 timer.due_ms,
             )
+
+
+def _texts(offsets: Mapping[bytes | str, bytes | str]) -> dict[str, str]:
+    return {text(topic): text(position) for topic, position in offsets.items()}
 
 
 def too_many_dead_letters(partition: int, limit: int) -> str:

@@ -106,7 +106,6 @@ async def test_coupons_applied_after_the_copy_are_on_record_after_the_replay(rig
     assert await rig.violations(deliveries=False) == []
 
 
-@pytest.mark.xfail(reason="an engine without new events does not notice that its store has lost writes", strict=True)
 async def test_restored_while_nothing_happens(rig: Rig, tmp_path: Path) -> None:
     """A copy is put back, and the log replays what it lacks, although no customer does anything more."""
     await _start(rig)
@@ -124,11 +123,6 @@ async def test_restored_while_nothing_happens(rig: Rig, tmp_path: Path) -> None:
     assert await rig.violations(deliveries=False) == []
 
 
-@pytest.mark.xfail(
-    reason="a dispatcher that holds an entry of a lost commit suppresses its message for good, as one of an erased "
-    "customer: the decision, replayed, is never sent",
-    strict=True,
-)
 async def test_a_message_taken_before_its_commit_was_lost_is_sent_after_the_replay(rig: Rig, tmp_path: Path) -> None:
     """The dispatcher has taken an entry and not looked at it yet when the store loses the commit that wrote it."""
     engine, front = rig.add("engine", "engine"), rig.add("front", "dispatcher", "api")
