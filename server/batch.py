@@ -9,7 +9,6 @@ event of another kind, or a moment, asks for it.
 
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -54,12 +53,8 @@ class Item(msgspec.Struct, gc=False):
     presence: Presence | None = None
 
 
-class Fix(NamedTuple):
-    """A fix that nobody has looked at more closely yet, and the ordinals of the fences its position is in."""
-
-    record: Record
-    event: Location
-    hits: Sequence[int]
+#: A fix that nobody has looked at more closely yet, and the ordinals of the fences its position is in.
+Fix = tuple[Record, Location, Sequence[int]]
 
 
 #: Something a customer's queue holds: an event to fold, or a moment (of an event folded already) to decide.
@@ -121,7 +116,8 @@ class Batch:
         }
         self._rules = rules
         self._arrivals: list[int] = []
-        self._decoded: list[tuple[Record, Location]] = []
+        #: The fixes, before they are matched.
+        self._located: tuple[list[Record], list[Location]] = ([], [])
         #: Customers of whom an item must be folded before their later fixes.
         self._busy: set[CustomerId] = set()
         #: Of customers that were touched: their partition, and their timers as they were before.
@@ -131,7 +127,7 @@ class Batch:
 
     def decode(self, records: Sequence[Record]) -> None:
         """Records to events; what can't be decoded becomes a dead letter."""
-        fixes = self._decoded
+        located, fixes = self._located
         offsets = {partition: commit.offsets for partition, commit in self.commits.items()}
         for record in records:
             topic = record.topic
@@ -142,29 +138,29 @@ class Batch:
                 self.bury(record, error.reason, error.detail)
                 continue
             if event.__class__ is Location:
-                fixes.append((record, event))
+                located.append(record)
+                fixes.append(event)
             else:
                 self._add(record, event)
         self._arrivals = [record.arrived_ms for record in records]
 
     def match(self) -> None:
         """Find the fences of every fix in the batch, in one call."""
-        fixes, self._decoded = self._decoded, []
-        if not fixes:
+        records, events = self._located
+        if not events:
             return
         hits = self.world.fences.match(
-            np.array([event.lat for _, event in fixes], dtype=np.float64),
-            np.array([event.lng for _, event in fixes], dtype=np.float64),
+            np.array([event.lat for event in events], dtype=np.float64),
+            np.array([event.lng for event in events], dtype=np.float64),
         )
-        self.fixes = [Fix(record, event, found) for (record, event), found in zip(fixes, hits, strict=True)]
+        self.fixes = list(zip(records, events, hits, strict=True))
 
     def _add(self, record: Record, event: AnyEvent, hits: Sequence[int] = (), presence: Presence | None = None) -> None:
         if event.id is None:
             event.id = derived_event_id(record.topic, f"{record.partition}:{record.position}")
-        fences = self.world.fences.fences
-        inside = [fences[ordinal] for ordinal in hits]
-        self.items.append(Item(record, event, event.customer, inside, presence))
-        self._busy.add(event.customer)
+        customer, fences = event.customer, self.world.fences.fences
+        self.items.append(Item(record, event, customer, [fences[ordinal] for ordinal in hits], presence))
+        self._busy.add(customer)
 
     def pass_by(self, cached: Mapping[int, Cached]) -> None:
         """Work off, without a call for each, what nearly every event is: a fix of someone who was nowhere and still is.
@@ -210,8 +206,8 @@ class Batch:
         # By partition: what is known of a customer in their own says nothing of a stray in another one.
         hots: set[tuple[int, CustomerId]] = set()
         colds: set[tuple[int, CustomerId]] = set()
-        for fix in self.fixes:
-            missing.setdefault(fix.record.partition, Missing()).hot[fix.event.customer] = None
+        for record, fix, _ in self.fixes:
+            missing.setdefault(record.partition, Missing()).hot[fix.customer] = None
         for item in self.items:
             customer, event = item.customer, item.event
             partition = item.record.partition
@@ -264,7 +260,9 @@ class Batch:
             return stray
 
         self.items = [item for item in self.items if not is_stray(item.record, item.customer)]
-        self.fixes = [fix for fix in self.fixes if not is_stray(fix.record, fix.event.customer)]
+        self.fixes = [
+            (record, event, hits) for record, event, hits in self.fixes if not is_stray(record, event.customer)
+        ]
 
     def fold_round(self, waiting: Sequence[Work]) -> tuple[list[tuple[Item, Moment]], list[Work]]:
         """Fold on until each customer has a moment to decide; returns those moments, and the work that has to wait."""

@@ -39,6 +39,15 @@ TIMER_SEPARATOR = "\x1f"
 Wanted = tuple[Sequence[CustomerId], Sequence[CustomerId]]
 Found = tuple[list[Hot | UnreadableState], list[bytes | None]]
 
+#: KEYS: the timers. ARGV: members and the scores they must still have, in turn.
+_FORGET_TIMERS = """
+for i = 1, #ARGV, 2 do
+  if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[i])) == tonumber(ARGV[i + 1]) then
+    redis.call('ZREM', KEYS[1], ARGV[i])
+  end
+end
+"""
+
 _MSGPACK = msgspec.msgpack.Encoder()
 _DECISION = msgspec.json.Decoder(Decision)
 
@@ -289,18 +298,13 @@ class StateStore:
             pipe.evalsha(self._script.sha, len(batch.keys), *batch.keys, *batch.values)
         return list(await pipe.execute(raise_on_error=False))
 
-    async def forget_timer(self, partition: int, timer: Timer) -> None:
-        """Remove a timer that the log now carries, unless it has been set anew meanwhile."""
-        member = f"{timer.kind}{TIMER_SEPARATOR}{timer.customer}"
+    async def forget_timers(self, partition: int, timers: Sequence[Timer]) -> None:
+        """Remove timers that the log now carries, unless they have been set anew meanwhile."""
+        rows: list[str | int] = []
+        for timer in timers:
+            rows += (f"{timer.kind}{TIMER_SEPARATOR}{timer.customer}", timer.due_ms)
         with reaching_store():
-            await self._redis.eval(
-                "if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1])) == tonumber(ARGV[2]) then "
-                "redis.call('ZREM', KEYS[1], ARGV[1]) end",
-                1,
-                keys.timers(partition),
-                member,
-                timer.due_ms,
-            )
+            await self._redis.eval(_FORGET_TIMERS, 1, keys.timers(partition), *rows)
 
 
 def _texts(offsets: Mapping[bytes | str, bytes | str]) -> dict[str, str]:

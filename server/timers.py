@@ -43,9 +43,8 @@ class TimerPump:
         due = await self._state.due_timers(partition, self._clock.now_ms())
         if due:
             await self._intake.append([_event_of(timer) for timer in due])
-            for timer in due:
-                # Only now: had we crashed before, the next owner would have fired it again, harmlessly.
-                await self._state.forget_timer(partition, timer)
+            # Only now: had we crashed before, the next owner would have fired them again, harmlessly.
+            await self._state.forget_timers(partition, due)
         return len(due)
 
 
