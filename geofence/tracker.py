@@ -22,6 +22,7 @@ that is not newer than the last one is stale: it changes nothing. The rules:
 Between the edge and the exit distance, and when a fix is too poor to tell, nothing changes.
 """
 
+import math
 from collections.abc import Sequence, Set
 
 from geofence.index import FenceIndex
@@ -90,7 +91,7 @@ def track(presence: Presence, fix: Location, inside: Sequence[Fence], index: Fen
     for fence_id in seen:
         stay = presence.inside[fence_id]
         stay.last_inside_ms = fix.ts
-        if not stay.dwelled and fix.ts - stay.entered_ms >= index.by_id[fence_id].dwell_s * 1000:
+        if not stay.dwelled and fix.ts - stay.entered_ms >= _dwell_ms(index.by_id[fence_id]):
             stay.dwelled = True
             confidence = chances.supported(fence_id, evidence)
             transitions.append(Transition("dwell", index.by_id[fence_id], fix.ts, confidence))
@@ -107,7 +108,7 @@ def next_due_ms(presence: Presence, index: FenceIndex) -> int:
     for fence_id, stay in presence.inside.items():
         dues.append(stay.last_inside_ms + SILENCE_MS + 1)
         if not stay.dwelled and fence_id in index.by_id:
-            dues.append(stay.entered_ms + round(index.by_id[fence_id].dwell_s * 1000))
+            dues.append(stay.entered_ms + _dwell_ms(index.by_id[fence_id]))
     return min(dues, default=0)
 
 
@@ -119,7 +120,7 @@ def on_timer(presence: Presence, now_ms: int, index: FenceIndex) -> list[Transit
     transitions = _end_silent_stays(presence, now_ms, index)
     for fence_id, stay in presence.inside.items():
         fence = index.by_id.get(fence_id)
-        if fence is not None and not stay.dwelled and now_ms - stay.entered_ms >= fence.dwell_s * 1000:
+        if fence is not None and not stay.dwelled and now_ms - stay.entered_ms >= _dwell_ms(fence):
             stay.dwelled = True
             transitions.append(Transition("dwell", fence, now_ms, UNSEEN_DWELL_CONFIDENCE))
     return sorted(transitions, key=lambda transition: _place_in_order(transition, index))
@@ -139,13 +140,18 @@ def _confirms(presence: Presence, fix: Location, inside: Sequence[Fence], index:
         if (
             stay is None
             or now_ms - stay.last_inside_ms > SILENCE_MS
-            or not (stay.dwelled or now_ms - stay.entered_ms < fence.dwell_s * 1000)
+            or not (stay.dwelled or now_ms - stay.entered_ms < _dwell_ms(fence))
             or accuracy_m > index.reach_m(fence.fence_id)
         ):
             return False
     for stay in stays.values():
         stay.last_inside_ms = now_ms
     return True
+
+
+def _dwell_ms(fence: Fence) -> int:
+    """Times are whole milliseconds: a fix and the timer must agree on which of them is the first that counts."""
+    return math.ceil(fence.dwell_s * 1000)
 
 
 def _accuracy_m(fix: Location) -> float:

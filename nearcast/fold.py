@@ -27,6 +27,7 @@ from nearcast.customer import (
 )
 from nearcast.decisions import Decision
 from nearcast.events import (
+    MAX_QUANTITY,
     Action,
     AnyEvent,
     Cart,
@@ -148,7 +149,8 @@ def _fold(customer: Customer, event: AnyEvent, segments: Mapping[str, str], rule
         case Stitch():
             _fold_stitch(customer, event, rules)
         case Erase():
-            return Folded(erased=True, emit=[_erase_of(visitor, event) for visitor in customer.visitors])
+            others = [visitor for visitor in customer.visitors if visitor not in event.visitors]
+            return Folded(erased=True, emit=[_erase_of(visitor, event) for visitor in others])
     return Folded()
 
 
@@ -185,7 +187,8 @@ def _fold_cart(customer: Customer, event: Cart, rules: FoldRules) -> Folded:
         quantity = {"add": had + event.quantity, "remove": had - event.quantity, "set": event.quantity}[event.action]
         if quantity > 0:
             price = event.price_cents if event.price_cents is not None else (item.price_cents if item else None)
-            customer.cart[sku] = CartItem(quantity, price, max(event.ts, item.changed_ms if item else 0))
+            changed_ms = max(event.ts, item.changed_ms if item else 0)
+            customer.cart[sku] = CartItem(min(quantity, MAX_QUANTITY), price, changed_ms)
             _bound_cart(customer)
         else:
             customer.cart.pop(sku, None)
@@ -389,17 +392,19 @@ def _fold_stitch(customer: Customer, event: Stitch, rules: FoldRules) -> None:
     if event.anonymous_id is not None:
         others = [visitor for visitor in customer.visitors if visitor != event.anonymous_id]
         customer.visitors = [*others[1 - KEPT_VISITORS :], event.anonymous_id]
-    for sku, (quantity, price_cents) in event.cart.items():
+    # A cart that was ordered or emptied since the sign-in took what the visitor had put in with it.
+    cart = event.cart if event.ts >= customer.cart_cleared_ms else {}
+    for sku, (quantity, price_cents) in cart.items():
         item = customer.cart.get(sku)
-        had = item.quantity if item else 0
-        customer.cart[sku] = CartItem(had + quantity, price_cents, event.ts)
+        had, changed_ms = (item.quantity, item.changed_ms) if item else (0, 0)
+        customer.cart[sku] = CartItem(min(had + quantity, MAX_QUANTITY), price_cents, max(event.ts, changed_ms))
     _bound_cart(customer)
     for sku, at_ms in event.wishlist.items():
         customer.wishlist[sku] = max(at_ms, customer.wishlist.get(sku, 0))
     _bound(customer.wishlist, KEPT_THINGS)
     for sku, at_ms in event.viewed.items():
         _remember_view(customer, sku, at_ms)
-    if event.cart:
+    if cart:
         customer.cart_changed_ms = max(customer.cart_changed_ms, event.ts)
         customer.cart_abandoned = False
         _set_cart_timer(customer, rules)

@@ -67,7 +67,8 @@ def opt_outs(partition: int) -> str:
 
 
 def erasures(partition: int) -> str:
-    """Hash: customer → "asked" by the API, then (state gone) the arrival of the erase event in ms; goes last."""
+    """Hash: customer → "asked" by the API, then (state gone) the arrival of the erase event in ms; goes last.
+    `<customer>\\x1f<visitor>` → "" for each visitor who must be gone first."""
     return f"{PREFIX}{{{partition}}}:erasures"
 
 

@@ -9,7 +9,7 @@ arrived. Nothing here decides whether the record will be understood the next tim
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Literal, NamedTuple, cast
 
 import msgspec
@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from nearcast import keys
 from nearcast.errors import InputError, NotFound
-from nearcast.ids import ANONYMOUS_PREFIX, derived_event_id
+from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, derived_event_id
 from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
 from server.log.base import MAX_VALUE_BYTES, Entry, EventLog
 from server.store import reaching_store
@@ -27,6 +27,8 @@ OUTBOX = "outbox"
 _AT_ONCE = 200
 _Rows = list[tuple[bytes, dict[bytes, bytes]]]
 _STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
+#: The members that name a customer, with the JSON string that they hold. `*+` gives nothing back, so no value is slow.
+_NAMES = re.compile(rb'"(anonymous_id|uid|customer|key)"\s*:\s*("[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
 
 #: One letter from the dead letters to the outbox, once: it may have been replayed by another meanwhile.
 _TO_OUTBOX = """
@@ -63,6 +65,11 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     value: bytes
     #: When the record reached the log; None for letters that don't say.
     arrived_ms: int | None = None
+
+    @property
+    def since_ms(self) -> int:
+        """When what it holds was written to the log or the outbox; if it doesn't say, when it was buried."""
+        return self.id.buried_ms if self.arrived_ms is None else min(self.arrived_ms, self.id.buried_ms)
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,10 +244,13 @@ def is_stream_id(text: str) -> bool:
     return _STREAM_ID.fullmatch(text) is not None
 
 
-def is_about(customer: str) -> Callable[[Letter], bool]:
-    """Whether a letter is about a customer: by its key, or by a member of its JSON, however broken that is."""
-    visitor = customer.startswith(ANONYMOUS_PREFIX)
-    names = rb"anonymous_id" if visitor else rb"uid|customer|key"
-    own = msgspec.json.encode(customer.removeprefix(ANONYMOUS_PREFIX) if visitor else customer)
-    member = re.compile(rb'"(?:' + names + rb')"\s*:\s*' + re.escape(own))
-    return lambda letter: letter.key == customer or member.search(letter.value) is not None
+def people_in(letter: Letter) -> set[CustomerId]:
+    """Whom a letter is about: by its key, and by the members of its JSON that name somebody, however broken that is."""
+    people = {CustomerId(letter.key)}
+    for member, value in _NAMES.findall(letter.value):
+        try:
+            name = msgspec.json.decode(value, type=str)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+        people.add(CustomerId(ANONYMOUS_PREFIX + name if member == b"anonymous_id" else name))
+    return people

@@ -36,7 +36,7 @@ from server.compose import compose
 from server.consents import OptOuts
 from server.coupons import Coupon, CouponBook, apply_offer
 from server.deliveries import append_receipt
-from server.eraser import ERASURE_ASKED, forget_channel
+from server.eraser import forget_channel, note_erasure
 from server.intake import Intake
 from server.log.base import EventLog
 from server.state import KEPT_DECISIONS, Known, StateStore
@@ -132,16 +132,32 @@ class Desk:
     async def erase(self, customer: CustomerId) -> None:
         """Erase all that is known of a customer: coupons and pushes now, the rest once the log has been read.
 
-        Until then nothing is sent any more: the opt-out noted here goes together with the state.
+        Until then nothing is sent any more: the opt-out noted here goes together with the state. The visitors who
+        signed in as the customer are erased in the same way.
         """
         uid, anonymous_id = _ids(customer)
-        partition = self._state.partition(customer)
-        await self._opt_outs.withdraw(customer, "all", self.clock.now_ms())
-        with reaching_store():
-            await self._redis.hsetnx(keys.erasures(partition), customer, ERASURE_ASKED)
-        await self._intake.append([Erase(id=uuid.uuid4().hex, uid=uid, anonymous_id=anonymous_id)])
-        await self.coupons.forget(customer)
-        await forget_channel(self._redis, customer)
+        visitors = await self._visitors(customer)
+        records = [CustomerId(ANONYMOUS_PREFIX + visitor) for visitor in visitors]
+        for person in (*records, customer):
+            await self._opt_outs.withdraw(person, "all", self.clock.now_ms())
+        for person in records:
+            await note_erasure(self._redis, self._state.partition(person), person, ())
+        await note_erasure(self._redis, self._state.partition(customer), customer, records)
+        # The customer's own event last: it says that the others are in the log.
+        if visitors:
+            await self._intake.append([Erase(id=uuid.uuid4().hex, anonymous_id=visitor) for visitor in visitors])
+        await self._intake.append([Erase(id=uuid.uuid4().hex, uid=uid, anonymous_id=anonymous_id, visitors=visitors)])
+        for person in (*records, customer):
+            await self.coupons.forget(person)
+            await forget_channel(self._redis, person)
+
+    async def _visitors(self, customer: CustomerId) -> list[str]:
+        try:
+            known = await self._state.read(customer)
+        except UnreadableState:
+            # Who they were can't be told any more; the record goes all the same.
+            return []
+        return [] if known is None else known.customer.visitors
 
     async def erasing(self, customer: CustomerId) -> bool:
         partition = self._state.partition(customer)

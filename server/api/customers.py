@@ -98,7 +98,7 @@ async def erase_customer(customer: str, services: Behind) -> Response:
 
 @router.get("/v1/erasures/{customer:path}", dependencies=[Depends(Allow("admin"))])
 async def get_erasure(customer: str, services: Behind) -> Response:
-    """Whether the erasure of a customer is `pending` or `complete`.
+    """Whether the erasure of a customer, and of the visitors who signed in as them, is `pending` or `complete`.
 
     Of a customer who is erased nothing is kept, so one for whom nobody asked counts as complete, too.
     """

@@ -5,13 +5,14 @@ that of their arrival. What follows from the engine's own work is made anew, sin
 sign-ins and messages:
 
 * Timers. A `timer` event of the recording counts if the run waits for exactly that one, as in a live engine; so it is
-  at the same place among the other records. What the run waits for and the recording doesn't bring is fired on the
-  run's own clock, when it is overdue for longer than a live engine takes.
+  at the same place among the other records, however late the live engine was. Only what the run waits for and the
+  recording doesn't bring is fired on the run's own clock, when it is overdue for longer than a live engine takes.
 * Events that the engine emits (the cart of a visitor who signed in) are fed back at the time of the event that led to
   them. `stitch` events in the recording are passed over.
 * Receipts are about messages of the recorded rules. One counts if the run decided the same (the same moment, the same
   promotion), and then for the run's message; else it is dropped, and counted. What the run decides beyond the recorded
-  has no receipts.
+  has no receipts. Which decision a receipt is about is known from the recording or, since ids are derived, from a run
+  with the recorded rules.
 
 Where batches are cut depends on the recording alone, so two runs differ in nothing but their rules.
 """
@@ -39,7 +40,7 @@ from offers.worldfile import WorldFile
 from server.engine import Engine
 from server.intake import Intake
 from server.log.base import Entry, LogConsumer, Record
-from server.replay.recording import Recording
+from server.replay.recording import Recording, TimerKey, key_of_timer, timer_in
 from server.state import Commit, Encoded, StateStore
 from server.store import client_of, reaching_store
 from server.timers import TimerPump
@@ -105,6 +106,10 @@ class Made(NamedTuple):
     reason: Reason | None
 
 
+#: What a decision was about, and the promotion that won.
+About = tuple[Key, PromotionId | None]
+
+
 class Run(NamedTuple):
     """What came of a run."""
 
@@ -115,6 +120,11 @@ class Run(NamedTuple):
     receipts: Counter[str]
     #: By reason.
     dead_letters: Counter[str]
+
+    @property
+    def abouts(self) -> dict[DecisionId, About]:
+        """Those of its decisions that there may be receipts about."""
+        return {made.id: (key, made.promotion) for key, made in self.decisions.items() if made.promotion is not None}
 
 
 def key_of(decision: Decision) -> Key:
@@ -127,9 +137,17 @@ def made_of(decision: Decision) -> Made:
 
 
 async def play(
-    recording: Recording, world: WorldFile, setup: Setup, folder: Path, progress: Callable[[int], None]
+    recording: Recording,
+    world: WorldFile,
+    setup: Setup,
+    folder: Path,
+    progress: Callable[[int], None],
+    earlier: Run | None = None,
 ) -> Run:
-    """Run the engine over a recording, in a private store in `folder`. `progress` is told how many records are done."""
+    """Run the engine over a recording, in a private store in `folder`. `progress` is told how many records are done.
+
+    `earlier` is a run with the recorded rules: receipts may be about its decisions, too.
+    """
     valkey = EmbeddedValkey(folder)
     await valkey.start()
     try:
@@ -137,7 +155,7 @@ async def play(
         try:
             worlds = WorldStore(redis)
             await worlds.apply(world, ())
-            async with _playing(recording, setup, redis, worlds) as player:
+            async with _playing(recording, setup, redis, worlds, earlier) as player:
                 return await player.run(progress)
         finally:
             await redis.aclose()
@@ -146,8 +164,10 @@ async def play(
 
 
 @asynccontextmanager
-async def _playing(recording: Recording, setup: Setup, redis: Redis, worlds: WorldStore) -> AsyncIterator["_Player"]:
-    state = _Witness(redis, setup.partitions)
+async def _playing(
+    recording: Recording, setup: Setup, redis: Redis, worlds: WorldStore, earlier: Run | None
+) -> AsyncIterator["_Player"]:
+    state = _Witness(redis, setup.partitions, recording.timers.copy())
     clock = ManualClock(recording.first_ms)
     engine = Engine(
         consumer=_NoConsumer(setup.partitions),
@@ -161,7 +181,10 @@ async def _playing(recording: Recording, setup: Setup, redis: Redis, worlds: Wor
         cached_customers=_CACHED_CUSTOMERS,
     )
     await engine.follow_assignment()  # becomes the owner of all partitions, as `run` would
-    yield _Player(recording, setup, redis, engine, state, clock, worlds.current.catalogue.version)
+    abouts = {} if earlier is None else earlier.abouts
+    if recording.recorded is not None:
+        abouts |= {decision.id: (key_of(decision), decision.promotion) for decision in recording.recorded.decisions}
+    yield _Player(recording, setup, redis, engine, state, clock, worlds.current.catalogue.version, abouts)
 
 
 class _Player:
@@ -174,6 +197,7 @@ class _Player:
         state: "_Witness",
         clock: ManualClock,
         rules_version: str,
+        abouts: Mapping[DecisionId, About],
     ) -> None:
         self._recording = recording
         self._setup = setup
@@ -191,9 +215,7 @@ class _Player:
         self._due_ms: int | None = None
         self._log = _VirtualLog(setup.partitions, clock)
         self._timers = TimerPump(state, Intake(self._log, clock), lambda: engine.partitions, _Behind(clock))
-        self._recorded = (
-            {decision.id: decision for decision in recording.recorded.decisions} if recording.recorded else {}
-        )
+        self._abouts = abouts
         self._receipts: Counter[str] = Counter()
         self._dead_letters: Counter[str] = Counter()
 
@@ -251,6 +273,9 @@ class _Player:
         """The record as this run must see it; None if it is passed over."""
         if record.topic != topics.FEEDBACK:
             return record
+        if (timer := timer_in(record)) is not None:
+            self._state.to_come[key_of_timer(timer)] -= 1
+            return record
         try:
             event = decode(
                 record.topic,
@@ -274,11 +299,12 @@ class _Player:
 
     def _counterpart(self, recorded: DecisionId) -> Made | None:
         """This run's decision that a receipt for a recorded one is good for."""
-        decision = self._recorded.get(recorded)
-        if decision is None:
+        about = self._abouts.get(recorded)
+        if about is None:
             return self._state.by_id.get(recorded)
-        made = self._state.made.get(key_of(decision))
-        return made if made is not None and made.promotion == decision.promotion else None
+        key, promotion = about
+        made = self._state.made.get(key)
+        return made if made is not None and made.promotion == promotion else None
 
 
 def _field(entry: Sequence[bytes], name: bytes) -> bytes:
@@ -292,17 +318,34 @@ def _tick_of(at_ms: int) -> int:
 
 
 def _ticks(records: Iterable[Record]) -> Iterator[tuple[int, list[Record]]]:
-    """The records by the tick at which they are seen. Time doesn't go back: a record dated earlier is seen now."""
+    """The records by the tick at which they are seen, in an engine's order.
+
+    Time doesn't go back: a record dated earlier is seen now.
+    """
     tick_ms, waiting = 0, list[Record]()
     for record in records:
         seen_ms = _tick_of(record.arrived_ms)
         if seen_ms > tick_ms:
             if waiting:
-                yield tick_ms, waiting
+                yield tick_ms, _in_order(waiting)
             tick_ms, waiting = seen_ms, []
         waiting.append(record)
     if waiting:
-        yield tick_ms, waiting
+        yield tick_ms, _in_order(waiting)
+
+
+def _in_order(records: Sequence[Record]) -> list[Record]:
+    """As an engine reads them (`server.log.lanes`): by arrival, fixes last, and within a topic as they stand.
+
+    Those that `nearcast record` wrote are in this order already; those that somebody wrote by hand may not be.
+    """
+    latest: dict[tuple[str, int], int] = {}
+    ranked: list[tuple[int, bool, str, int]] = []
+    for number, record in enumerate(records):
+        place = record.topic, record.partition
+        latest[place] = max(record.arrived_ms, latest.get(place, 0))
+        ranked.append((latest[place], record.topic == topics.LOCATIONS, record.topic, number))
+    return [records[number] for *_, number in sorted(ranked)]
 
 
 def _chunks(records: Sequence[Record], most: int) -> Iterator[Sequence[Record]]:
@@ -343,10 +386,12 @@ class _Behind:
 
 
 class _Witness(StateStore):
-    """A state store that remembers every decision that was committed."""
+    """A state store that remembers every decision that was committed, and keeps no timer that the records bring."""
 
-    def __init__(self, redis: Redis, partitions: int) -> None:
+    def __init__(self, redis: Redis, partitions: int, to_come: Counter[TimerKey]) -> None:
         super().__init__(redis, partitions)
+        #: How often each timer is in the records that are still to come.
+        self.to_come = to_come
         self.made: dict[Key, Made] = {}
         #: Offers and alerts only: others have no receipts.
         self.by_id: dict[DecisionId, Made] = {}
@@ -354,7 +399,11 @@ class _Witness(StateStore):
         self._encoded: dict[int, tuple[Encoded, Sequence[Decision]]] = {}
 
     def encode(self, batch: Commit) -> Encoded:
-        encoded = super().encode(batch)
+        own = {
+            (customer, kind): 0 if self.to_come[customer, kind, due_ms] else due_ms
+            for (customer, kind), due_ms in batch.timers.items()
+        }
+        encoded = super().encode(msgspec.structs.replace(batch, timers=own))
         self._encoded[id(encoded)] = (encoded, batch.decisions)
         return encoded
 

@@ -13,6 +13,7 @@ import binascii
 import gzip
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,10 @@ from typing import IO, NamedTuple
 
 import msgspec
 
+from nearcast import topics
 from nearcast.decisions import Decision
 from nearcast.errors import InputError
+from nearcast.events import Timer, decode
 from nearcast.ids import CustomerId
 from offers.worldfile import WorldFile
 from server.log.base import Record
@@ -42,7 +45,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class KeptFrom(msgspec.Struct, frozen=True):
-    """The store keeps a bounded number of decisions about a customer; of this one it had none before `at_ms`."""
+    """The store keeps decisions for a time, and a bounded number about a customer: older ones than this may be gone."""
 
     customer: CustomerId
     at_ms: int
@@ -88,6 +91,10 @@ _RECORD = msgspec.json.Decoder(_RecordLine)
 _ENCODER = msgspec.json.Encoder()
 
 
+#: Whose timer, its kind, and when it is due, in ms.
+TimerKey = tuple[CustomerId, str, int]
+
+
 class Recorded(NamedTuple):
     """What the live engine decided, as far as the recording knows."""
 
@@ -104,6 +111,8 @@ class Recording:
         self.world: WorldFile | None = None
         #: None in a recording of records alone: then nothing is known of what was decided.
         self.recorded: Recorded | None = None
+        #: How often each timer comes in the records.
+        self.timers: Counter[TimerKey] = Counter()
         self.records_count = 0
         self.first_ms = 0
         self.last_ms = 0
@@ -125,6 +134,8 @@ class Recording:
                     self.last_ms = max(self.last_ms, line.arrived_ms)
                     self.records_count += 1
                     highest = max(highest, line.partition)
+                    if (timer := timer_in(line)) is not None:
+                        self.timers[key_of_timer(timer)] += 1
                 case Header():
                     self.header = line
                 case WorldFile():
@@ -147,6 +158,21 @@ class Recording:
             self.recorded = Recorded(decisions, kept_from)
         if self.records_count == 0:
             raise InputError("empty_recording", "there is no record in it", str(self.file))
+
+
+def timer_in(record: Record) -> Timer | None:
+    """The timer that came due with this record."""
+    if record.topic != topics.FEEDBACK or b"timer" not in record.value:
+        return None
+    try:
+        event = decode(record.topic, record.value, position=record.position, arrived_ms=record.arrived_ms)
+    except InputError:
+        return None
+    return event if isinstance(event, Timer) else None
+
+
+def key_of_timer(timer: Timer) -> TimerKey:
+    return timer.customer, timer.kind, timer.due_ms
 
 
 class Writer:

@@ -43,13 +43,14 @@ async def what_if(
     setup = setup_of(settings, recording)
     with TemporaryDirectory(prefix="nearcast-replay-") as folder:
 
-        async def run(name: str, items: WorldFile) -> Run:
+        async def run(name: str, items: WorldFile, earlier: Run | None = None) -> Run:
             return await play(
                 recording,
                 items,
                 setup,
                 Path(folder, name),
                 lambda done: progress(name, done, recording.records_count),
+                earlier,
             )
 
         baseline = await run("replay" if changed is None else "current rules", current)
@@ -60,7 +61,7 @@ async def what_if(
             before=side_of("replay" if changed is None else "current", baseline),
         )
         if changed is not None:
-            other = await run("new rules", changed)
+            other = await run("new rules", changed, baseline)
             report = msgspec.structs.replace(report, after=side_of("new", other))
             return compare(report, baseline.decisions, other.decisions, samples)
     recorded = await _recorded(recording)

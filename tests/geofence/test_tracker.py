@@ -3,12 +3,12 @@
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from geofence import tracker
 from geofence.index import FenceIndex
-from geofence.tracker import SILENCE_MS, SILENT_EXIT_CONFIDENCE, track
+from geofence.tracker import SILENCE_MS, SILENT_EXIT_CONFIDENCE, next_due_ms, on_timer, track
 from nearcast.customer import Presence, Stay
 from nearcast.events import Location
 from nearcast.ids import FenceId
@@ -381,3 +381,48 @@ def test_the_quick_way_is_the_long_way(steps: list[tuple[int, tuple[int, int], f
         patched.setattr(tracker, "_confirms", lambda *_: False)
         assert feed(long, INDEX, fixes) == transitions
     assert quick == long
+
+
+@settings(deadline=None, max_examples=200)
+@example([(16.1, 0)])
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 86_400, exclude_min=True), st.integers(0, SILENCE_MS)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_timer_that_fired_is_done(stays: list[tuple[float, int]]) -> None:
+    """Whatever the dwell times, each timer brings something about, and the next one is due later, or never.
+
+    A dwell by timer is at the first millisecond at which a fix would give it, too.
+    """
+    fences = [fence(square(LAT, LNG, 30.0), f"f{number}", dwell_s=dwell_s) for number, (dwell_s, _) in enumerate(stays)]
+    index = FenceIndex.build(fences)
+    presence = Presence(
+        last_ms=START_MS + SILENCE_MS,
+        inside={
+            one.fence_id: Stay(START_MS, START_MS + seen_after_ms)
+            for one, (_, seen_after_ms) in zip(fences, stays, strict=True)
+        },
+    )
+    due_ms = next_due_ms(presence, index)
+    while due_ms:
+        assert [item for item in on_timer(presence, due_ms - 1, index) if item.kind == "dwell"] == []
+        for item in on_timer(presence, due_ms, index):
+            if item.kind == "dwell":
+                assert item.at_ms - START_MS == pytest.approx(item.fence.dwell_s * 1000, abs=1)
+        before_ms, due_ms = due_ms, next_due_ms(presence, index)
+        assert due_ms > before_ms or due_ms == 0
+    assert presence.inside == {}
+
+
+def test_the_timer_and_the_fix_agree() -> None:
+    """16.1 s are a little more than 16100 ms in floating point: a fix and the timer dwell at the same millisecond."""
+    index = FenceIndex.build([fence(square(LAT, LNG, 30.0), "f", dwell_s=16.1)])
+    first = fix(0, 0.0, 0.0)
+    presence = Presence()
+    assert [kind for kind, _, _ in told(feed(presence, index, [first]))] == ["enter"]
+    due_s = (next_due_ms(presence, index) - START_MS) / 1000
+    assert feed(presence, index, [fix(due_s - 0.001, 0.0, 0.0)]) == []
+    assert told(feed(presence, index, [fix(due_s, 0.0, 0.0)])) == [("dwell", "f", due_s)]

@@ -1,5 +1,6 @@
 """The fold: what one event does to what is known of a customer."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -13,12 +14,16 @@ from nearcast.customer import (
     KEPT_THINGS,
     KEPT_VIEWS,
     SEEN_EVENTS,
+    CartItem,
     Customer,
     Decayed,
     SentMessage,
 )
 from nearcast.decisions import Decision
 from nearcast.events import (
+    MAX_EVENT_BYTES,
+    MAX_QUANTITY,
+    TOPIC_OF,
     Action,
     AnyEvent,
     Cart,
@@ -31,6 +36,8 @@ from nearcast.events import (
     Receipt,
     Stitch,
     Timer,
+    decode_record,
+    encode,
 )
 from nearcast.fold import CART_TIMER, Folded, FoldRules, apply, record_message
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, Sku
@@ -253,6 +260,119 @@ def test_sign_in_takes_the_context_along() -> None:
     assert customer.timers == {CART_TIMER: 1_008}
 
 
+NOW = 1_795_000_000_000
+_SKU = st.sampled_from(["milk", "coat", "\U0001f9c0" * 128, '"' * 128])
+_VISITOR_DOES = st.one_of(
+    st.builds(
+        dict,
+        type=st.just("cart"),
+        action=st.sampled_from(["add", "add", "set", "remove"]),
+        sku=_SKU,
+        quantity=st.sampled_from([0, 1, 60_000, MAX_QUANTITY]),
+        price_cents=st.sampled_from([None, 0, 10_000_000_000]),
+    ),
+    st.builds(dict, type=st.just("action"), action=st.sampled_from(["wishlist_add", "product_view"]), sku=_SKU),
+    st.builds(dict, type=st.just("identify"), uid=st.sampled_from(["c1", "c" * 128])),
+)
+
+
+def read_back(event: AnyEvent) -> AnyEvent:
+    """The event as the engine finds it in the log."""
+    return decode_record(TOPIC_OF[type(event)], encode(event), NOW)
+
+
+def emitted_by(customer: Customer, events: list[AnyEvent]) -> Iterator[AnyEvent]:
+    for event in events:
+        yield from apply(customer, read_back(event), SEGMENTS, RULES).emit  # type: ignore[misc]
+
+
+@given(st.lists(st.tuples(_VISITOR_DOES, st.integers(0, 60_000)), max_size=12), st.booleans())
+def test_what_the_fold_emits_can_be_read(steps: list[tuple[dict[str, Any], int]], known_before: bool) -> None:
+    """Whatever a visitor did, the stitch is decoded as it was written, and so are the erasures of a customer."""
+    types = {"cart": Cart, "action": Action, "identify": Identify}
+    visitor, customer = Customer(id=CustomerId("anon:d7")), somebody()
+    events: list[AnyEvent] = [
+        new(types[what["type"]], **{"uid": None, "anonymous_id": "d7", "ts": NOW + ahead_ms} | _but_type(what))
+        for what, ahead_ms in steps
+    ]
+    if known_before:
+        fold(customer, new(Cart, action="add", sku="milk", quantity=MAX_QUANTITY, ts=NOW))
+    for stitch in emitted_by(visitor, [*events, new(Identify, anonymous_id="d7", ts=NOW)]):
+        assert read_back(stitch) == stitch
+        assert apply(customer, stitch, SEGMENTS, RULES).status == "applied"
+    # What was taken over can be taken along again.
+    again = Customer(id=CustomerId("anon:d8"), cart=customer.cart, wishlist=customer.wishlist, viewed=customer.viewed)
+    for event in [
+        *emitted_by(again, [new(Identify, anonymous_id="d8", ts=NOW)]),
+        *emitted_by(customer, [new(Erase, ts=NOW)]),
+    ]:
+        assert read_back(event) == event
+
+
+def _but_type(what: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in what.items() if name != "type"}
+
+
+def test_the_largest_stitch() -> None:
+    """All that a visitor can gather, under ids as long as they come, still reaches the customer."""
+    visitor = Customer(id=CustomerId("anon:d7"))
+    about: dict[str, Any] = {"uid": None, "anonymous_id": "\U0001f9c0" * 120, "ts": NOW}
+    for number in range(KEPT_THINGS):
+        sku = f"{number:03}" + "\U0001f9c0" * 125
+        price_cents = 10_000_000_000
+        fold(visitor, new(Cart, action="add", sku=sku, quantity=MAX_QUANTITY, price_cents=price_cents, **about))
+        fold(
+            visitor,
+            new(Action, action="wishlist_add", sku=sku, **about),
+            new(Action, action="product_view", sku=sku, **about),
+        )
+    (stitch,) = fold(visitor, new(Identify, **about | {"uid": "\U0001f9c0" * 128})).emit
+    assert len(encode(stitch)) > 3 * MAX_EVENT_BYTES
+    assert read_back(stitch) == stitch  # type: ignore[arg-type]
+
+
+def test_a_cart_holds_so_many_pieces() -> None:
+    """Both what is put in and what is taken over end at what an event can tell of."""
+    customer = somebody()
+    fold(customer, *(new(Cart, action="add", sku="milk", quantity=60_000, ts=at) for at in (1, 2)))
+    assert customer.cart[Sku("milk")].quantity == MAX_QUANTITY
+    fold(customer, new(Stitch, cart={"milk": (1, None)}, ts=3))
+    assert customer.cart[Sku("milk")].quantity == MAX_QUANTITY
+
+
+def test_a_cart_from_before_the_bound() -> None:
+    """A state written by an earlier release may hold more; its stitch is read all the same."""
+    visitor = Customer(id=CustomerId("anon:d7"), cart={Sku("milk"): CartItem(120_000, None, 1)})
+    (stitch,) = fold(visitor, new(Identify, anonymous_id="d7", ts=NOW)).emit
+    customer = somebody()
+    fold(customer, read_back(stitch))  # type: ignore[arg-type]
+    assert customer.cart[Sku("milk")].quantity == MAX_QUANTITY
+
+
+@pytest.mark.parametrize("action", ["order", "clear"])
+def test_an_order_overtakes_the_stitch(action: str) -> None:
+    """What a visitor had put in before the customer ordered stays ordered; what they look at is theirs all the same."""
+    stitch = new(Stitch, cart={"coat": (1, None)}, wishlist={"milk": 5}, ts=8)
+    customer = somebody()
+    fold(customer, new(Cart, action="add", sku="coat", ts=7), new(Cart, action=action, ts=9), stitch)
+    assert (customer.cart, customer.wishlist) == ({}, {"milk": 5})
+    assert customer.timers == {}
+    fold(customer, new(Stitch, cart={"coat": (1, None)}, ts=9))
+    assert customer.cart == {"coat": CartItem(1, None, 9)}
+
+
+def test_a_stitch_dates_nothing_back() -> None:
+    """A thing that was changed after the sign-in stays as new as it was: an emptying dated in between spares it."""
+    customer = somebody()
+    fold(
+        customer,
+        new(Cart, action="add", sku="coat", ts=10),
+        new(Stitch, cart={"coat": (1, None)}, ts=8),
+        new(Cart, action="clear", ts=9),
+    )
+    assert customer.cart == {"coat": CartItem(2, None, 10)}
+
+
 def test_cart_and_wishlist_are_bounded() -> None:
     """However much is put into them, the newest things stay."""
     customer = somebody()
@@ -303,3 +423,12 @@ def test_actions_make_moments() -> None:
 def test_erase() -> None:
     """An erasure is reported; the caller removes the records."""
     assert fold(somebody(), new(Erase, ts=1)).erased
+
+
+def test_erase_takes_the_visitors_along() -> None:
+    """Each visitor who signed in is erased by an event of their own, but for those that whoever asked sees to."""
+    customer = somebody()
+    fold(customer, *(new(Stitch, anonymous_id=visitor, ts=1) for visitor in ("d1", "d2", "d3")))
+    folded = fold(customer, new(Erase, visitors=["d2", "d9"], ts=2))
+    assert folded.erased
+    assert [(type(event), event.customer) for event in folded.emit] == [(Erase, "anon:d1"), (Erase, "anon:d3")]

@@ -12,9 +12,9 @@ from nearcast import keys, topics
 from nearcast.clock import ManualClock, SystemClock
 from nearcast.events import Cart, Erase, Event, Receipt
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, partition_of
-from nearcast.messages import Emitted, Message, Push, encode_outbox
+from nearcast.messages import Emitted, Message, Push, decode_outbox, encode_outbox
 from server.coupons import AppliedOffer, CouponBook
-from server.eraser import ERASURE_ASKED, Eraser
+from server.eraser import ERASURE_ASKED, Eraser, note_erasure
 from server.log.streams import StreamsLog
 from server.outbox import ValkeyOutbox
 from tests.server.rig import PARTITIONS, Bench
@@ -234,6 +234,115 @@ async def test_erased_again_at_the_last_moment(redis: Redis, clock: ManualClock)
     await erased(redis)
     await until_complete(eraser, clock)
     assert await pending(redis) == [b"ann"]
+
+
+async def test_asked_again_meanwhile(redis: Redis, coupons: CouponBook, clock: ManualClock) -> None:
+    """A second request while the first one settles: the note waits until the engine has read that one, too."""
+    eraser = Eraser(redis, PARTITIONS, lambda: frozenset({HOME}), coupons, clock, log_in_store=False)
+    await note_erasure(redis, HOME, ANN, ())
+    await erased(redis)
+    assert await eraser.sweep(HOME) == 0
+    await note_erasure(redis, HOME, ANN, ())
+    clock.advance(60_000)
+    assert await eraser.sweep(HOME) == 0
+    assert await pending(redis) == [b"ann"]
+    await erased(redis)
+    assert await until_complete(eraser, clock) == 1
+
+
+async def test_visitors_first(redis: Redis, eraser: Eraser, clock: ManualClock) -> None:
+    """A customer's erasure is open while one of a visitor who signed in as them is; then nothing is left of either."""
+    visitors = [CustomerId("anon:d1"), CustomerId("anon:d4")]
+    assert len({HOME, *(partition_of(visitor, PARTITIONS) for visitor in visitors)}) == 3
+    for visitor in visitors:
+        await note_erasure(redis, partition_of(visitor, PARTITIONS), visitor, ())
+    await note_erasure(redis, HOME, ANN, visitors)
+    await erased(redis)
+    assert await until_complete(eraser, clock) == 0
+    for visitor in visitors:
+        assert await redis.hexists(keys.erasures(HOME), ANN)
+        await erased(redis, visitor)
+        assert await eraser.sweep(partition_of(visitor, PARTITIONS)) == 0
+        assert await eraser.sweep(HOME) == 0
+        clock.advance(2_000)
+        assert await eraser.sweep(partition_of(visitor, PARTITIONS)) == 1
+    assert await eraser.sweep(HOME) == 1
+    assert [key async for key in redis.scan_iter()] == []
+
+
+async def test_what_they_do_afterwards(
+    redis: Redis, eraser: Eraser, coupons: CouponBook, clock: ManualClock, log: StreamsLog
+) -> None:
+    """However long an erasure is open: what comes after it, into outbox, letters, coupons and pushes, stays."""
+    visitor, streams = CustomerId("anon:d1"), ChannelStreams(redis, "n", SystemClock())
+    outbox, letters, channel = keys.outbox(0), keys.dead_letters(0), f"customer:{ANN}"
+
+    async def does(what: str) -> str:
+        """A message, a letter, a coupon and a push; the coupon's code."""
+        await redis.xadd(outbox, {"e": encode_outbox(a_message(ANN, what))})
+        await redis.xadd(letters, {"topic": topics.CARTS, "key": ANN, "value": what})
+        await streams.publish_once(channel, what, msgspec.json.encode(a_push(what)))
+        return await apply(coupons, ANN, what)
+
+    async def left() -> tuple[list[str], list[bytes], int]:
+        messages = [decode_outbox(fields[b"e"]) for _, fields in await redis.xrange(outbox)]
+        values = [fields[b"value"] for _, fields in await redis.xrange(letters)]
+        return (
+            [str(one.id) for one in messages if isinstance(one, Message)],
+            values,
+            await redis.xlen(keys.channel_stream(channel)),
+        )
+
+    await note_erasure(redis, HOME, ANN, [visitor])
+    await note_erasure(redis, partition_of(visitor, PARTITIONS), visitor, ())
+    await does("before")
+    await erased(redis)
+    assert await eraser.sweep(HOME) == 0
+    seen_ms = await store_ms(redis)
+    while await store_ms(redis) <= seen_ms:
+        pass
+    await redis.xadd(outbox, {"e": encode_outbox(a_message(ANN, "after"))})
+    await redis.xadd(letters, {"topic": topics.CARTS, "key": ANN, "value": "after"})
+    # Written before the erasure, and buried by a dispatcher that had it in its hands then.
+    await redis.xadd(letters, {"topic": "outbox", "key": ANN, "value": "late", "arrived_ms": seen_ms - 9})
+    clock.advance(2_000)
+    assert await eraser.sweep(HOME) == 0
+    assert await left() == (["m-after"], [b"after"], 0)
+    code = await does("later")
+    carts = keys.log_stream(topics.CARTS, HOME)
+    processed = await redis.xadd(carts, {"k": ANN, "v": "{}"}, id=f"{await store_ms(redis) + 1}-0")
+    await redis.hset(keys.offsets(HOME), topics.CARTS, processed)
+    await redis.xadd(carts, {"k": ANN, "v": "{}"}, id=f"{await store_ms(redis) + 2}-0")
+    for _ in range(3):
+        assert await eraser.sweep(HOME) == 0
+    await redis.hdel(keys.erasures(partition_of(visitor, PARTITIONS)), visitor)
+    assert await eraser.sweep(HOME) == 1
+    assert await left() == (["m-after", "m-later"], [b"after", b"later"], 1)
+    assert (await coupons.validate(code)).code == code
+    assert await redis.xlen(carts) == 2
+
+
+async def store_ms(redis: Redis) -> int:
+    seconds, microseconds = await redis.time()
+    return seconds * 1_000 + microseconds // 1_000
+
+
+async def test_a_message_on_its_way_leaves_nothing(
+    redis: Redis, eraser: Eraser, coupons: CouponBook, clock: ManualClock, log: StreamsLog
+) -> None:
+    """The push and the coupon of a message that a dispatcher still had in its hands go once it is through."""
+    outbox = ValkeyOutbox(redis, range(PARTITIONS), "d")
+    await redis.xadd(keys.outbox(1), {"e": encode_outbox(a_message(ANN, "held"))})
+    (held,) = await outbox.read(10, 20)
+    await erased(redis)
+    assert await until_complete(eraser, clock) == 0
+    streams = ChannelStreams(redis, "n", SystemClock())
+    await streams.publish_once(f"customer:{ANN}", "held", msgspec.json.encode(a_push("held")))
+    await apply(coupons, ANN, "held")
+    await outbox.done([held])
+    assert await eraser.sweep(HOME) == 1
+    assert await whose(redis) == ([], 0)
+    await outbox.close()
 
 
 async def test_with_kafka_the_log_is_not_looked_for(redis: Redis, coupons: CouponBook, clock: ManualClock) -> None:

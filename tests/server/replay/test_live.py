@@ -10,20 +10,26 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from nearcast import topics
+from nearcast import keys, topics
+from nearcast.clock import ManualClock
+from nearcast.decisions import Decision
 from nearcast.errors import InputError
-from nearcast.events import Cart, Consent, Identify, Location, Profile
+from nearcast.events import Cart, Consent, Erase, Identify, Location, Profile
+from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, PromotionId, Sku, partition_of
+from nearcast.moments import Moment
 from nearcast.world import Promotion, Who, Words
 from offers.worldfile import WorldFile
 from server import settings as settings_module
 from server.core import open_core
-from server.replay.live import Stretch, open_live
+from server.log.history import StreamsHistory
+from server.replay.live import Live, Stretch, open_live
 from server.replay.player import key_of
 from server.replay.recording import Recording
 from server.replay.report import Report, as_json
 from server.replay.whatif import what_if
+from server.state import Commit
 from tests.channels.sms_provider import ACCOUNT, TOKEN, SmsProvider
-from tests.server.replay.installation import Installation, dump, installed
+from tests.server.replay.installation import PARTITIONS, Installation, dump, installed
 from tests.server.town import LNG, WORLD, metres_north
 
 REMIND = Promotion(id="remind", name="Cart", trigger="cart_abandoned", words={"en": Words(title="Still there")})
@@ -188,3 +194,89 @@ async def test_what_the_engine_has_not_seen(log_kind: str, redis: Redis, tmp_pat
         async with open_live() as reading:
             counts.append(await reading.record(tmp_path / name, stretch, lambda _: None))
     assert counts == [2, 4]
+
+
+async def test_what_the_store_has_dropped(
+    streams: str, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only decisions about the recorded customers are read. What was decided before those that the store still has,
+    because they were too many, expired or were erased, is no difference to a replay, which decides it again.
+    """
+    people = ("ann", "bob", "cleo", "dora", "finn")
+    fixes = {uid: fix(uid, 80) for uid in people}
+
+    def decided(uid: str, at_ms: int, event: str) -> Decision:
+        moment = Moment(
+            event=EventId(event), customer=CustomerId(uid), trigger="walk_past", at_ms=at_ms, subject=FenceId("near")
+        )
+        return Decision(
+            id=DecisionId(f"{uid}-{at_ms}"),
+            moment=moment,
+            outcome="offer",
+            at_ms=at_ms,
+            deadline_ms=at_ms,
+            candidates=[],
+            rules_version="r",
+            model_version="m",
+            promotion=PromotionId("abandoned"),
+            sku=Sku("beans"),
+        )
+
+    async with open_core(settings_module.load()) as core:
+        await core.world.put(TOWN)
+        for uid, where in fixes.items():
+            where.id = f"fix-{uid}"
+            await core.intake.append([consent(uid), cart(uid), where])
+        await core.intake.append([Erase(uid="finn", ts=now_ms())])
+        for uid, where in fixes.items():
+            newer = {"ann": 100, "dora": 1, "finn": 0}.get(uid, 0)
+            about = [decided(uid, where.ts, f"fix-{uid}")]
+            about += [decided(uid, where.ts + 1 + n, f"another-{n}") for n in range(newer)]
+            partition = core.state.partition(CustomerId(uid))
+            owner = await core.state.take(partition)
+            commit = Commit(partition=partition, epoch=owner.epoch, decisions=[] if uid == "finn" else about)
+            await core.state.commit([core.state.encode(commit)])
+        gone = keys.decision(core.state.partition(CustomerId("dora")), f"dora-{fixes['dora'].ts}")
+        assert await redis.delete(gone) == 1
+        await redis.set(keys.decision(0, "of somebody else"), b"which is damaged")
+
+    clock = ManualClock(now_ms())
+    history = StreamsHistory(redis, PARTITIONS)
+
+    async def recorded(name: str) -> Recording:
+        live = Live(redis, history, settings_module.load(), clock)
+        await live.record(tmp_path / name, Stretch(unprocessed=True), lambda _: None)
+        return Recording(tmp_path / name)
+
+    day = await recorded("day")
+    erased_ms = max(record.arrived_ms for record in day.records() if record.key == "finn")
+    assert day.recorded is not None
+    assert [decision.moment.event for decision in day.recorded.decisions] == ["fix-bob", "fix-cleo"]
+    month_ms = clock.now_ms() - 30 * 86_400_000
+    assert day.recorded.kept_from == {
+        "ann": fixes["ann"].ts + 2,
+        "bob": month_ms,
+        "cleo": month_ms,
+        "dora": fixes["dora"].ts + 2,
+        "finn": erased_ms,
+    }
+    with monkeypatch.context() as one_by_one:
+        one_by_one.setattr("server.replay.live._CUSTOMERS_AT_ONCE", 1)
+        assert (await recorded("again")).recorded == day.recorded
+    report = await replayed(day.file, tmp_path)
+    assert (report.same, report.differences) == (2, 0), report.samples
+    assert report.after is not None
+    # All but Finn's, which may go in the batch that makes it.
+    assert report.after.decisions >= len(people) - 1
+
+    # Cleo's expire.
+    clock.advance(31 * 86_400_000)
+    partition = partition_of(CustomerId("cleo"), PARTITIONS)
+    await redis.delete(
+        keys.decision(partition, f"cleo-{fixes['cleo'].ts}"), keys.decisions_of(partition, CustomerId("cleo"))
+    )
+    later = await recorded("later")
+    assert later.recorded is not None
+    assert set(later.recorded.kept_from.values()) == {clock.now_ms() - 30 * 86_400_000}
+    report = await replayed(later.file, tmp_path)
+    assert (report.same, report.differences) == (1, 0), report.samples

@@ -12,7 +12,7 @@ import pytest
 from nearcast.decisions import Reason
 from nearcast.errors import InputError
 from nearcast.events import TOPIC_OF, Cart, Consent, Event, Identify, Location, Profile, Receipt, Stitch, Timer, encode
-from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, Sku, message_id, partition_of
+from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, Sku, decision_id, message_id, partition_of
 from nearcast.world import Promotion, Words
 from offers.worldfile import WorldFile
 from server import settings as settings_module
@@ -20,6 +20,7 @@ from server.replay.player import Key, Made
 from server.replay.recording import Recording
 from server.replay.report import Report, Side, as_json, as_text, compare
 from server.replay.whatif import read_rules, what_if
+from server.world import build
 from tests.server.town import LNG, WORLD, metres_north
 
 #: A Monday, 10:00 UTC.
@@ -123,6 +124,38 @@ async def test_timers_that_are_not_waited_for(tmp_path: Path) -> None:
     ]
 
 
+async def test_timers_that_came_late(tmp_path: Path) -> None:
+    """The live engine was away when they were due: Ann changed her cart meanwhile and is not reminded of the old one,
+    Bob is, and his reminder is where it was. Cleo's timer came before the run waits for it, so she gets one of its own.
+    """
+    due_ms = NOON + HOUR // 2
+
+    def timer(at_ms: int, uid: str, due_ms: int) -> tuple[int, Event]:
+        return at_ms, Timer(id=f"t-{uid}-{due_ms}", uid=uid, ts=due_ms, kind="cart_abandoned", due_ms=due_ms)
+
+    day = recording(
+        tmp_path,
+        [
+            *(consent(NOON, uid) for uid in ("ann", "bob", "cleo")),
+            cart(NOON),
+            cart(NOON, "bob"),
+            cart(due_ms + 5_000),
+            fix(due_ms + 5_000, 500),
+            timer(due_ms + 10_000, "ann", due_ms),
+            timer(due_ms + 10_000, "bob", due_ms),
+            timer(due_ms + 10_001, "cleo", due_ms),
+            (due_ms + 10_002, cart(NOON, "cleo")[1]),
+            fix(due_ms + 20_000, 500),
+        ],
+    )
+    report = await replayed(day, rules=rules(tmp_path, *WORLD.promotions))
+    assert [(each.customer, each.at_ms, each.before) for each in report.samples] == [
+        ("bob", due_ms, "offer remind"),
+        ("cleo", due_ms, "offer remind"),
+    ]
+    assert [each.event == f"t-{each.customer}-{due_ms}" for each in report.samples] == [True, False]
+
+
 async def test_a_timer_that_is_still_to_come(tmp_path: Path) -> None:
     """A timer that the recording lacks is fired when it is overdue; another that is due by then waits for its own."""
     due_ms = NOON + 900 + HOUR // 2
@@ -219,6 +252,48 @@ async def test_receipts_follow_the_decision(tmp_path: Path) -> None:
     assert (other.after.receipts_kept, other.after.receipts_dropped) == (0, 2)
 
 
+async def test_receipts_of_decisions_that_nobody_wrote_down(tmp_path: Path) -> None:
+    """The run with the current rules knows which decision a receipt is about, for the run with the new ones, too.
+
+    Both know therefore that the first offer failed, and make it again; but for their words they are the same rules.
+    """
+    first_ms = NOON + 2
+    moment = (CustomerId("ann"), EventId(f"fix-ann-{first_ms}"), "walk_past", "near", first_ms)
+    town = msgspec.json.decode(msgspec.json.encode(TOWN), type=WorldFile)
+    decided = decision_id(*moment, build(0, town).catalogue.version)
+    failed = Receipt(
+        id="r",
+        uid="ann",
+        ts=NOON + 9,
+        message=message_id(decided, "customer"),
+        decision=decided,
+        status="failed",
+        channel="sms",
+    )
+    day = recording(
+        tmp_path,
+        [
+            consent(NOON),
+            cart(NOON + 1),
+            fix(first_ms, 80),
+            (NOON + 9, failed),
+            fix(NOON + 1_000, 500),
+            fix(NOON + 2_000, 80),
+        ],
+    )
+    reworded = msgspec.structs.replace(REMIND, words={"en": Words(title="Your cart is waiting")})
+    report = await replayed(day, rules=rules(tmp_path, *WORLD.promotions, reworded))
+    assert report.after is not None
+    assert report.before.rules_version != report.after.rules_version
+    assert report.before.outcomes == {"offer": 2}
+    assert [(side.receipts_kept, side.receipts_dropped) for side in (report.before, report.after)] == [(1, 0), (1, 0)]
+    assert report.differences == 0, report.samples
+    # Without the promotion nothing was decided that the receipt could be about.
+    other = await replayed(day, rules=rules(tmp_path, REMIND))
+    assert other.after is not None
+    assert (other.after.receipts_kept, other.after.receipts_dropped) == (0, 1)
+
+
 def shopping(seed: int) -> list[tuple[int, Event]]:
     """Two hours of a dozen customers, some of them visitors at first."""
     rng = random.Random(seed)
@@ -260,6 +335,16 @@ async def test_the_same_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert reports[0].differences > 0
     assert [as_json(report) for report in reports] == [as_json(reports[0])] * 2
     assert [as_text(report) for report in reports] == [as_text(reports[0])] * 2
+
+
+async def test_in_what_order_records_of_one_moment_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are seen as an engine sees them: what changes a customer before where they are, however batches are cut."""
+    monkeypatch.setenv("NEARCAST_BATCH_EVENTS", "1")
+    day = recording(tmp_path, [consent(NOON), fix(NOON + 1, 80), cart(NOON + 1), fix(NOON + 2, 500)])
+    report = await replayed(day, rules=rules(tmp_path, REMIND))
+    assert [(each.at_ms, each.before) for each in report.samples] == [(NOON + 1, "offer abandoned for beans")]
 
 
 def made(name: str, promotion: str | None = None, reason: Reason | None = None) -> Made:
