@@ -7,7 +7,8 @@ under the same key, instead of another.
 Rules: every hand-over comes after a fresh re-check (an opt-out holds before the next send); nothing is handed over past
 the deadline; a final state is saved first, and its receipt is in the log before `deliver` returns. Every save names the
 state it goes on from, and every receipt comes after a save: a dispatcher that slept while another took the message over
-is refused (`Fenced`), and sends and reports nothing more.
+is refused (`Fenced`), and sends and reports nothing more. So is one that holds an entry which its store has lost: the
+log brings the message back in a new one, and what this one would say of it is not true then.
 
 Each channel has hand-over slots of its own, so one that hangs holds up only its own messages.
 """
@@ -29,7 +30,7 @@ from channels.patience import Patience
 from nearcast import events
 from nearcast.clock import Clock
 from nearcast.decisions import Reason
-from nearcast.errors import DropSend, FallBack, InputError, SendError, Unavailable
+from nearcast.errors import DropSend, FallBack, Fenced, InputError, SendError, Unavailable
 from nearcast.messages import Emitted, Message
 from nearcast.metrics import EVENT_TO_SEND, SENDS, SUPPRESSED
 
@@ -107,13 +108,17 @@ class Desk(Protocol):
         ...
 
     async def delivery(self, message: Message) -> Delivery:
-        """What `save_delivery` last stored for this message; `Delivery()` if nothing was."""
+        """What `save_delivery` last stored for this message; `Delivery()` if nothing was.
+
+        Raises `InputError` if it can't be read.
+        """
         ...
 
-    async def save_delivery(self, message: Message, before: Delivery, after: Delivery) -> None:
+    async def save_delivery(self, message: Message, entry_id: str, before: Delivery, after: Delivery) -> None:
         """Keep how far the message got, at least for as long as its outbox entry may come back.
 
-        Only if `before` is what is stored (or `after`: a repeated save changes nothing), in one step; else `Fenced`.
+        Only if `before` is what is stored (or `after`: a repeated save changes nothing) and the entry is in the outbox
+        still, in one step; else `Fenced`.
         """
         ...
 
@@ -126,6 +131,7 @@ class _Journey:
     """
 
     message: Message
+    entry_id: str
     delivery: Delivery
     interrupted: bool
     allowed: tuple[events.Channel, ...]
@@ -165,13 +171,16 @@ class Courier:
         self._send_timeout_s = send_timeout_s
 
     async def deliver(
-        self, message: Message, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+        self, message: Message, entry_id: str, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> None:
-        """Bring the message to a final state and its receipt into the log. Raises `Stopping`, and `Fenced` when another
-        dispatcher goes on with the message. `waiting` is entered for as long as the message waits for a channel.
+        """Bring the message of an outbox entry to a final state and its receipt into the log.
+
+        Raises `Stopping`, `Fenced` when another dispatcher goes on with the message or its entry is gone, and
+        `InputError` when what is stored about it can't be read. `waiting` is entered for as long as the message waits
+        for a channel.
         """
         delivery = await self._patience.insist("a delivery", partial(self._desk.delivery, message))
-        journey = _Journey(message, delivery, delivery.state == "sending", tuple(message.channels))
+        journey = _Journey(message, entry_id, delivery, delivery.state == "sending", tuple(message.channels))
         faults = 0
         while not journey.delivery.final:
             wanted, wait_s = self._choose(journey)
@@ -319,7 +328,15 @@ class Courier:
 
     async def _save(self, journey: _Journey, after: Delivery) -> None:
         after = msgspec.structs.replace(after, by=self._name)
-        await self._desk.save_delivery(journey.message, journey.delivery, after)
+        message, entry_id = journey.message, journey.entry_id
+        try:
+            await self._desk.save_delivery(message, entry_id, journey.delivery, after)
+        except Fenced:
+            # It may be our own save that is in the way: it happened, and its reply was lost.
+            stored = await self._desk.delivery(message)
+            if stored.by != self._name or stored.final:
+                raise
+            await self._desk.save_delivery(message, entry_id, stored, after)
         journey.delivery = after
 
     async def _pause(self, journey: _Journey, wait_s: float) -> None:

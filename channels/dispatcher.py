@@ -3,8 +3,9 @@
 Order: entries of one customer (and events of one log key) are handled one after the other, in outbox order; different
 customers go side by side. What waits for its channel is counted apart from what is worked on (`max_waiting`,
 `max_in_flight`), so a channel that is away does not hold up the others. An entry is done only after its outcome is in
-the log, so a crash repeats an entry and never loses one; one that another dispatcher has taken over is let go of. A log
-or store that is away is waited for. It never sends anything that does not stand in the outbox.
+the log, so a crash repeats an entry and never loses one; one that another dispatcher has taken over, or that the store
+has lost, is let go of. A log or store that is away is waited for. It never sends anything that does not stand in the
+outbox.
 """
 
 import asyncio
@@ -36,12 +37,11 @@ _FULL_WAIT_S = 0.02
 
 @dataclass(frozen=True)
 class Pending:
-    """An outbox entry that was taken and is not done. `attempts` is how often it was taken, this time included."""
+    """An outbox entry that was taken and is not done."""
 
     partition: int
     entry_id: str
     entry: OutboxEntry
-    attempts: int
 
 
 class Outbox(Protocol):
@@ -64,8 +64,8 @@ class Outbox(Protocol):
         ...
 
     def release(self, pending: Pending) -> None:
-        """Let go of an entry that another dispatcher has taken over. It is not removed: should nobody finish it, it
-        comes back to one of them."""
+        """Let go of an entry that another dispatcher has taken over, or that is gone. It is not removed: should nobody
+        finish it, it comes back to one of them."""
         ...
 
 
@@ -197,7 +197,7 @@ class Dispatcher:
                     self._finished.append(queue.popleft())
                     self._any_finished.set()
                 except Fenced:
-                    log.info("outbox entry %s is with another dispatcher now", queue[0].entry_id)
+                    log.info("outbox entry %s is with another dispatcher now, or gone", queue[0].entry_id)
                     self._outbox.release(queue.popleft())
                     self._taken -= 1
                 if not queue:
@@ -225,14 +225,14 @@ class Dispatcher:
         while True:
             try:
                 if isinstance(entry, Message):
-                    await self._courier.deliver(entry, self._waits)
+                    await self._courier.deliver(entry, pending.entry_id, self._waits)
                 else:
                     await self._patience.insist("an event", partial(self._desk.emit, entry))
                 return
             except (Stopping, Fenced):
                 raise
             except InputError as error:
-                # The log will never take it.
+                # The log will never take it, or nobody can read how far it got.
                 await self._patience.insist("a dead letter", partial(self._outbox.bury, pending, error))
                 return
             except Exception:

@@ -35,7 +35,7 @@ from server.world_files import read_worlds
 
 @dataclass(frozen=True)
 class Core:
-    """What every role shares."""
+    """What every role shares. The engine reads and commits over connections of its own (`server.roles`)."""
 
     settings: Settings
     secrets: Secrets
@@ -79,8 +79,6 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             await redis.ping()
         if settings.redis_url is None:
             await forget_predecessors(redis)
-        committing = client_of(redis_url)
-        stack.push_async_callback(committing.aclose)
         await check_provenance(redis, settings)
         log = log_of(settings, redis_url)
         await log.start()
@@ -101,8 +99,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             valkey=valkey,
             redis=redis,
             log=log,
-            # On connections of its own, so that a crowd of requests can't keep the engine from committing.
-            state=StateStore(committing, settings.partitions, settings.dead_letters_limit),
+            state=StateStore(redis, settings.partitions, settings.dead_letters_limit),
             world=world,
             intake=Intake(log, clock),
             opt_outs=OptOuts(redis, settings.partitions),

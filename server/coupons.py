@@ -20,9 +20,6 @@ from typing import Literal, Protocol, cast
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from nearcast import keys
 from nearcast.clock import Clock
@@ -43,6 +40,7 @@ from nearcast.ids import (
 )
 from nearcast.metrics import COUPONS
 from nearcast.world import Discount, Promotion
+from server.store import reaching_store
 
 #: How long a coupon is kept after its end, for returns and for the till's questions.
 KEEP_MS = 7 * 86_400_000
@@ -54,7 +52,6 @@ redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
 local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
 redis.call('PEXPIRE', KEYS[1], string.format('%.0f', last - ARGV[3]))
 """
-_AWAY = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError, OSError)
 _CODE_LENGTH = 20
 
 
@@ -99,12 +96,10 @@ class CouponBook:
     async def apply(self, offer: AppliedOffer) -> Coupon:
         """The decision's coupon, minted now or long ago. Raises `Gone` if it would be born expired."""
         code = self.code_of(offer.decision)
-        try:
+        with reaching_store():
             await self._index(
                 keys=[keys.coupons_of(offer.customer)], args=[code, offer.expires_ms + KEEP_MS, self._clock.now_ms()]
             )
-        except _AWAY as error:
-            raise Unavailable("the coupon store can't be reached") from error
         return await self._step("apply", code, msgspec.json.encode(offer), offer.expires_ms, KEEP_MS)
 
     async def validate(self, code: str) -> Coupon:
@@ -122,7 +117,7 @@ class CouponBook:
     async def forget(self, customer: CustomerId) -> int:
         """Delete all coupons of a customer; how many there were. Their codes become unknown."""
         index = keys.coupons_of(customer)
-        try:
+        with reaching_store():
             found = cast("list[bytes | str]", await self._redis.zrange(index, 0, -1))
             codes = [CouponCode(_text(code)) for code in found]
             gone = 0
@@ -131,8 +126,6 @@ class CouponBook:
             # Only the codes read: one applied in between stays in the index, for the next time.
             if codes:
                 await self._redis.zrem(index, *codes)
-        except _AWAY as error:
-            raise Unavailable("the coupon store can't be reached") from error
         return gone
 
     async def _step(self, step: str, code: CouponCode, *arguments: str | int | bytes) -> Coupon:
@@ -141,10 +134,8 @@ class CouponBook:
         if len(code) != _CODE_LENGTH or not (code.isascii() and code.isalnum()):
             COUPONS.labels(step, "unknown_coupon").inc()
             raise _refusal("unknown_coupon")
-        try:
+        with reaching_store():
             answer = await self._script(keys=[keys.coupon(code)], args=[step, now_ms, *arguments])
-        except _AWAY as error:
-            raise Unavailable("the coupon store can't be reached") from error
         verdict = _text(answer[0])
         COUPONS.labels(step, verdict).inc()
         if len(answer) == 1:

@@ -8,7 +8,7 @@ from channels.delivery import Delivery
 from nearcast import keys
 from nearcast.clock import Clock
 from nearcast.decisions import Reason
-from nearcast.errors import Fenced, Unavailable, UnreadableState
+from nearcast.errors import Fenced, InputError, Unavailable, UnreadableState
 from nearcast.events import Channel, DeliveryStatus, Receipt
 from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, MessageId, derived_event_id
 from nearcast.messages import Emitted, Message
@@ -28,9 +28,13 @@ _DELIVERY_TTL_S = 2 * 86_400
 _UNSUBSCRIBE_VALID_MS = 30 * 86_400_000
 _DELIVERY = msgspec.json.Decoder(Delivery)
 
-#: KEYS: the delivery. ARGV: the bytes that must be stored ("" for none), the new ones, and how long to keep them.
+#: KEYS: the delivery, the outbox. ARGV: the bytes that must be stored ("" for none), the new ones, how long to keep
+#: them, and the entry that must be in the outbox: a store that lost it has lost the commit that made the decision.
 #: 1 if the new ones are stored now: by this call, or by an earlier one whose reply was lost.
 _SAVE = """
+if #redis.call('XRANGE', KEYS[2], ARGV[4], ARGV[4]) == 0 then
+  return 0
+end
 local stored = redis.call('GET', KEYS[1]) or ''
 if stored ~= ARGV[1] and stored ~= ARGV[2] then
   return 0
@@ -121,16 +125,23 @@ class DeliveryDesk:
     async def delivery(self, message: Message) -> Delivery:
         with reaching_store():
             data = await self._redis.get(self._key(message))
-        return Delivery() if data is None else _DELIVERY.decode(data)
+        try:
+            return Delivery() if data is None else _DELIVERY.decode(data)
+        except (UnicodeDecodeError, msgspec.MsgspecError):
+            said = f"how far message {message.id} got can't be read"
+            raise InputError("unreadable_delivery", said) from None
 
-    async def save_delivery(self, message: Message, before: Delivery, after: Delivery) -> None:
+    async def save_delivery(self, message: Message, entry_id: str, before: Delivery, after: Delivery) -> None:
         expected = b"" if before == Delivery() else msgspec.json.encode(before)
+        # A message stands in the outbox of its customer's partition.
+        outbox = keys.outbox(self._state.partition(message.customer))
         with reaching_store():
             saved = await self._save(
-                keys=[self._key(message)], args=[expected, msgspec.json.encode(after), _DELIVERY_TTL_S]
+                keys=[self._key(message), outbox],
+                args=[expected, msgspec.json.encode(after), _DELIVERY_TTL_S, entry_id],
             )
         if not saved:
-            raise Fenced(f"message {message.id} is with another dispatcher")
+            raise Fenced(f"message {message.id} is with another dispatcher, or its outbox entry is gone")
 
     def _key(self, message: Message) -> str:
         return keys.delivery(self._state.partition(message.customer), message.id)

@@ -43,6 +43,10 @@ _FETCH_WAIT_MS = 250
 _BACKOFF_S = 0.5
 #: How often an engine without events looks whether its store is still what it was.
 _LOOK_EVERY_S = 2.0
+#: Looked up once: a batch may hold a single event.
+_STAGES = {
+    stage: metrics.BATCH_SECONDS.labels(stage) for stage in ("decode", "match", "load", "fold", "decide", "commit")
+}
 
 
 class Engine:
@@ -152,7 +156,7 @@ class Engine:
         await asyncio.sleep(0)
 
     async def _commit(self, batch: Batch, commits: Sequence[Commit], encoded: Sequence[Encoded]) -> None:
-        with metrics.BATCH_SECONDS.labels("commit").time():
+        with _STAGES["commit"].time():
             await self._state.commit(encoded)
         batch.count(self._clock.now_ms())
         for commit in commits:
@@ -195,18 +199,18 @@ class Engine:
 
     async def _work(self, records: Sequence[Record]) -> Batch:
         batch = Batch(self._world.current, self._owned, self._rules)
-        with metrics.BATCH_SECONDS.labels("decode").time():
+        with _STAGES["decode"].time():
             batch.decode(records)
-        with metrics.BATCH_SECONDS.labels("match").time():
+        with _STAGES["match"].time():
             batch.match()
-        with metrics.BATCH_SECONDS.labels("load").time():
+        with _STAGES["load"].time():
             await self._load(batch)
         waiting: list[Work] = [(item, None) for item in batch.items]
         while waiting:
-            with metrics.BATCH_SECONDS.labels("fold").time():
+            with _STAGES["fold"].time():
                 moments, waiting = batch.fold_round(waiting)
             if moments:
-                with metrics.BATCH_SECONDS.labels("decide").time():
+                with _STAGES["decide"].time():
                     await self._decide(batch, moments)
         return batch
 

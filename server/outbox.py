@@ -13,21 +13,21 @@ stream in one script.
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import cast
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 from redis.typing import KeyT, StreamIdT
 
 from channels.dispatcher import Pending
 from nearcast import keys
 from nearcast.clock import Clock, SystemClock
-from nearcast.errors import InputError, Unavailable
+from nearcast.errors import InputError
 from nearcast.messages import Message, decode_outbox, encode_outbox
 from nearcast.metrics import DEAD_LETTERS
+from server.store import reaching_store
 
 log = logging.getLogger("nearcast.server")
 
@@ -42,6 +42,21 @@ for i = 3, #ARGV do
   end
 end
 """
+
+#: Forgets the consumers that have not asked for so long and hold nothing. KEYS: the stream. ARGV: the group, the time
+#: in ms. One that is there after all is made anew by its next read.
+_FORGET = """
+for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local consumer = {}
+  for i = 1, #row, 2 do
+    consumer[row[i]] = row[i + 1]
+  end
+  if consumer.pending == 0 and consumer.idle > tonumber(ARGV[2]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
+  end
+end
+"""
+_FORGET_AFTER_MS = 86_400_000
 
 #: So many entries at a time, that nobody else waits long for the store.
 _KEEP_AT_ONCE = 500
@@ -93,7 +108,7 @@ class ValkeyOutbox:
         self._ready: deque[Pending] = deque()
 
     async def read(self, max_entries: int, wait_ms: int) -> list[Pending]:
-        async with _as_unavailable():
+        with reaching_store():
             try:
                 await self._fill(max_entries, wait_ms)
             except ResponseError as error:
@@ -106,17 +121,18 @@ class ValkeyOutbox:
         by_partition: dict[int, list[str]] = {}
         for pending in pendings:
             by_partition.setdefault(pending.partition, []).append(pending.entry_id)
-        async with _as_unavailable(), self._redis.pipeline(transaction=True) as pipe:
-            for partition, entry_ids in by_partition.items():
-                pipe.xack(keys.outbox(partition), GROUP, *entry_ids)
-                pipe.xdel(keys.outbox(partition), *entry_ids)
-            await pipe.execute()
+        with reaching_store():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                for partition, entry_ids in by_partition.items():
+                    pipe.xack(keys.outbox(partition), GROUP, *entry_ids)
+                    pipe.xdel(keys.outbox(partition), *entry_ids)
+                await pipe.execute()
         self._held.difference_update((pending.partition, pending.entry_id) for pending in pendings)
 
     async def bury(self, pending: Pending, error: InputError) -> None:
         entry = pending.entry
         key = entry.customer if isinstance(entry, Message) else entry.key
-        async with _as_unavailable():
+        with reaching_store():
             await self._bury(
                 pending.partition, pending.entry_id, error.reason, error.detail, key, encode_outbox(pending.entry)
             )
@@ -148,6 +164,8 @@ class ValkeyOutbox:
             except ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
+            # Each start that adds a name of its own takes away those of long ago.
+            await self._redis.eval(_FORGET, 1, stream, GROUP, _FORGET_AFTER_MS)
         self._grouped = True
 
     async def _read_again(self, max_entries: int) -> None:
@@ -160,11 +178,11 @@ class ValkeyOutbox:
                     del self._again[stream]
                     continue
                 self._again[stream] = found[stream][-1][0].decode()
-                await self._take(stream, found[stream], again=True)
+                await self._take(stream, found[stream])
 
     async def _read_new(self, max_entries: int, wait_ms: int) -> None:
         for stream, entries in await self._group_read(dict.fromkeys(self._streams, ">"), max_entries, wait_ms or None):
-            await self._take(stream, entries, again=False)
+            await self._take(stream, entries)
 
     async def _group_read(
         self, after: dict[str, str], max_entries: int, wait_ms: int | None
@@ -185,7 +203,7 @@ class ValkeyOutbox:
                 answer = await self._redis.xautoclaim(
                     stream, GROUP, self._consumer, self._idle_ms, start_id=start, count=max_entries
                 )
-                await self._take(stream, answer[1], again=True)
+                await self._take(stream, answer[1])
                 start = answer[0].decode()
                 if start == "0-0":
                     break
@@ -199,7 +217,7 @@ class ValkeyOutbox:
                 some = entry_ids[start : start + _KEEP_AT_ONCE]
                 await self._redis.eval(_KEEP, 1, keys.outbox(partition), GROUP, self._consumer, *some)
 
-    async def _take(self, stream: str, entries: Sequence[tuple[bytes, Fields | None]], *, again: bool) -> None:
+    async def _take(self, stream: str, entries: Sequence[tuple[bytes, Fields | None]]) -> None:
         partition = self._streams[stream]
         for raw_id, fields in entries:
             entry_id = raw_id.decode()
@@ -215,13 +233,8 @@ class ValkeyOutbox:
                 value = fields.get(b"e", b"")
                 await self._bury(partition, entry_id, "malformed_outbox_entry", str(error), "", value)
                 continue
-            attempts = await self._times_taken(stream, entry_id) if again else 1
             self._held.add((partition, entry_id))
-            self._ready.append(Pending(partition, entry_id, entry, attempts))
-
-    async def _times_taken(self, stream: str, entry_id: str) -> int:
-        rows = await self._redis.xpending_range(stream, GROUP, entry_id, entry_id, 1)
-        return int(rows[0]["times_delivered"]) if rows else 1
+            self._ready.append(Pending(partition, entry_id, entry))
 
     async def _bury(self, partition: int, entry_id: str, reason: str, detail: str, key: str, value: bytes) -> None:
         letter: dict[str, str | bytes] = {
@@ -239,11 +252,3 @@ class ValkeyOutbox:
         if await self._redis.eval(_BURY, 2, *streams, GROUP, entry_id, *fields):
             DEAD_LETTERS.labels(reason).inc()
             log.error("outbox entry %s of partition %d is a dead letter: %s", entry_id, partition, reason)
-
-
-@asynccontextmanager
-async def _as_unavailable() -> AsyncIterator[None]:
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise Unavailable(f"the store can't be reached: {error}") from error

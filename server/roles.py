@@ -14,6 +14,7 @@ from pathlib import Path
 
 import uvicorn
 from prometheus_client import start_http_server
+from redis.asyncio import Redis
 
 from channels.contract import Channel
 from channels.dispatcher import Dispatcher
@@ -23,7 +24,7 @@ from channels.gateway.tokens import Tokens
 from channels.mail import MailChannel, MailSettings
 from channels.push import PushChannel
 from channels.sms import SmsChannel, SmsSettings
-from nearcast import topics
+from nearcast import keys, topics
 from nearcast.errors import ConfigurationError
 from nearcast.messages import Message
 from server.api.app import create_app
@@ -31,6 +32,7 @@ from server.api.keyring import KeyRing
 from server.api.links import Link
 from server.backlog import watch_backlog
 from server.catalogue_feed import CatalogueFeed
+from server.collecting import look_for_garbage_seldom
 from server.core import Core, fold_rules_of, scorer_of
 from server.coupons import CouponBook
 from server.deliveries import DeliveryDesk
@@ -39,9 +41,11 @@ from server.devices import DeviceBackend
 from server.engine import Engine
 from server.eraser import Eraser
 from server.outbox import ValkeyOutbox
+from server.state import StateStore
 from server.store import client_of, reaching_store
 from server.timers import TimerPump
 from server.watchdog import Watchdog
+from server.world import World, WorldStore
 
 ENGINE_GROUP = "nearcast.engine"
 CATALOGUE_GROUP = "nearcast.catalogue"
@@ -81,8 +85,25 @@ def make_desk(core: Core) -> Desk:
     )
 
 
+class _EngineWorld(WorldStore):
+    """The world that the whole process follows, and the stock as the engine reads it, over its own connections."""
+
+    def __init__(self, redis: Redis, followed: WorldStore) -> None:
+        super().__init__(redis)
+        self._followed = followed
+
+    @property
+    def current(self) -> World:
+        return self._followed.current
+
+
 async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
+    look_for_garbage_seldom()
     settings = core.settings
+    # What a batch waits for goes over connections that nobody else uses: a crowd of requests can't keep it waiting.
+    redis = client_of(core.redis_url)
+    stack.push_async_callback(redis.aclose)
+    state = StateStore(redis, settings.partitions, settings.dead_letters_limit)
     consumer = core.log.consumer(ENGINE_GROUP, topics.CUSTOMER_TOPICS)
     await consumer.start()
     stack.push_async_callback(consumer.stop)
@@ -91,8 +112,8 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
     stack.push_async_callback(feed_consumer.stop)
     engine = Engine(
         consumer=consumer,
-        state=core.state,
-        world=core.world,
+        state=state,
+        world=_EngineWorld(redis, core.world),
         scorer=scorer_of(settings),
         rules=fold_rules_of(settings),
         policy=core.policy,
@@ -109,13 +130,14 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
         core.clock,
         log_in_store=settings.kafka is None,
     )
-    timers = TimerPump(core.state, core.intake, lambda: engine.partitions, core.clock)
+    timers = TimerPump(state, core.intake, lambda: engine.partitions, core.clock)
     feed = CatalogueFeed(feed_consumer, core.world, core.redis, settings.dead_letters_limit)
 
     async def answering() -> None:
         await core.log.check()
         with reaching_store():
-            await core.redis.ping()
+            # One that answers and refuses to write, full or a replica, is away as well.
+            await redis.set(f"{keys.PREFIX}watchdog", "looked")
 
     dogs = [
         Watchdog(name, watched, answering, settings.stall_after_s)

@@ -28,12 +28,15 @@ def client_of(url: str) -> Redis:
 
 
 @contextmanager
-def reaching_store() -> Iterator[None]:
-    """Whatever keeps us from an answer is `Unavailable`. The reason never holds what was written."""
+def reaching_store(what: str = "the state store can't be reached") -> Iterator[None]:
+    """Whatever keeps us from an answer is `Unavailable`, `what` and the kind of error.
+
+    Not the error's own words: redis-py quotes the command in them, and so who it is about.
+    """
     try:
         yield
     except (RedisError, OSError) as error:
-        raise Unavailable(f"the state store can't be reached: {type(error).__name__}") from error
+        raise Unavailable(f"{what}: {type(error).__name__}") from None
 
 
 def text(reply: bytes | str) -> str:

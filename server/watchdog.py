@@ -1,7 +1,8 @@
 """Sees to it that a consumer gets on: records that wait, and no progress, mean that its way to the log hangs.
 
-An outage is no stall: while the log or the store answers nobody, there is nothing to mend here. Time is counted in
-looks, so a process that was stopped for a while, or a machine that slept, does not seem to have stalled.
+An outage is no stall: while the log or the store answers nobody, or the store refuses to write, there is nothing to
+mend here. Time is counted in looks, so a process that was stopped for a while, or a machine that slept, does not seem
+to have stalled.
 
 Not seen from here: a worker that gets no partitions at all. That may be as it should be (there are more workers than
 partitions), and the log client ends a hanging attempt to join by itself.
@@ -29,8 +30,8 @@ _Place = tuple[str, int]
 class Watchdog:
     """Restarts one consumer when it stalls, and ends the process when that does not help.
 
-    `answering` raises Unavailable while the log or the store can't be reached, by connections that aren't the
-    consumer's.
+    `answering` raises Unavailable while the log can't be reached or the store can't be written to, by connections that
+    aren't the consumer's.
     """
 
     def __init__(

@@ -43,6 +43,7 @@ TOPICS_APPEAR_WITHIN_S = 15.0
 STOP_WITHIN_S = 10.0
 HINT_WITHIN_S = 5.0
 HINT_EVERY_S = 1.0
+LOOK_WITHIN_S = 1.0
 _POLL_S = 0.05
 #: The broker answers a fetch at once when it has anything; until then no other fetch goes to it, also not for a
 #: partition that was just sought, or had been paused.
@@ -63,10 +64,8 @@ class KafkaOptions(msgspec.Struct, frozen=True, kw_only=True):
     sasl_mechanism: str = "PLAIN"
     sasl_username: str | None = None
     sasl_password: str | None = None
-    #: PEM files; without a CA file, the system's authorities are trusted.
+    #: PEM file; without it, the system's authorities are trusted.
     ssl_ca_file: str | None = None
-    ssl_cert_file: str | None = None
-    ssl_key_file: str | None = None
     #: Copies of the topics that nearcast creates.
     replication: int = 1
     #: False for brokers without idempotent producers. A batch whose acknowledgement got lost may then be written twice,
@@ -248,6 +247,8 @@ class KafkaLogConsumer:
         self._lanes = Lanes()
         #: Those of which enough is waiting to be delivered.
         self._paused: set[TopicPartition] = set()
+        #: Those not read to their end, as far as is known.
+        self._behind: set[TopicPartition] = set()
         #: The offsets after the last record read, and after the last one processed.
         self._read_to: dict[TopicPartition, int] = {}
         self._next: dict[TopicPartition, int] = {}
@@ -273,7 +274,8 @@ class KafkaLogConsumer:
         return self._generation, frozenset(place.partition for place in self._assigned)
 
     async def seek(self, partition: int, after: Mapping[str, str]) -> None:
-        if self._consumer is None:
+        consumer = self._consumer
+        if consumer is None:
             return
         places = [place for place in self._assigned if place.partition == partition]
         for place in places:
@@ -281,12 +283,16 @@ class KafkaLogConsumer:
             position = after.get(place.topic)
             offset = int(position) + 1 if position else 0
             self._next[place] = self._read_to[place] = offset
-            self._consumer.seek(place, offset)
-            self._consumer.resume(place)
+            consumer.seek(place, offset)
+            consumer.resume(place)
             self._paused.discard(place)
+            self._behind.add(place)
         if places:
             self._lanes.open(partition, (place.topic for place in places))
             self._sought.add(partition)
+        await _say_what_is_gone(
+            consumer, {place: int(after[place.topic]) + 1 for place in places if after.get(place.topic)}
+        )
 
     async def fetch(self, max_records: int, wait_ms: int) -> list[Record]:
         deadline_s = self._clock.monotonic_s() + wait_ms / 1000
@@ -325,7 +331,11 @@ class KafkaLogConsumer:
             if found and place.partition in self._sought:
                 self._read_to[place] = found[-1].offset + 1
                 self._lanes.add(place.topic, place.partition, _records(place, found, now_ms))
-        for place in self._sought_places():
+        # An answer cut short by its size leaves some out; else nothing has changed for those that gave nothing.
+        long = sum(map(len, fetched.values())) > enough
+        for place in self._sought_places() if long else [*(self._behind | fetched.keys())]:
+            if place.partition not in self._sought:
+                continue
             full = self._lanes.size(place.topic, place.partition) >= enough
             if full and place not in self._paused:
                 consumer.pause(place)
@@ -337,6 +347,10 @@ class KafkaLogConsumer:
             if generation != self._generation:
                 return
             self._lanes.at_end(place.topic, place.partition, at_end=at_end)
+            if at_end:
+                self._behind.discard(place)
+            else:
+                self._behind.add(place)
 
     def _sought_places(self) -> list[TopicPartition]:
         return [place for place in self._assigned if place.partition in self._sought]
@@ -444,6 +458,7 @@ class KafkaLogConsumer:
         self._sought.clear()
         self._lanes.clear()
         self._paused.clear()
+        self._behind.clear()
         self._read_to.clear()
         self._next.clear()
         self._unsaid.clear()
@@ -464,6 +479,30 @@ def _records(place: TopicPartition, found: Iterable[ConsumerRecord], now_ms: int
     return records
 
 
+async def _say_what_is_gone(consumer: AIOKafkaConsumer, sought: Mapping[TopicPartition, int]) -> None:
+    """Log an error for each place whose log no longer holds, or never held, the offset that is to be read next."""
+    if not sought:
+        return
+    try:
+        async with asyncio.timeout(LOOK_WITHIN_S):
+            first = await consumer.beginning_offsets(list(sought))
+            end = await consumer.end_offsets(list(sought))
+    except (KafkaError, ConsumerStoppedError, TimeoutError, OSError) as error:
+        # Reading waits for the brokers, and not for this.
+        logger.info("Kafka does not tell what it holds: %r", error)
+        return
+    for place, offset in sought.items():
+        if offset < first[place]:
+            said = "%s, partition %d: %d records are gone before they were read; reading goes on at offset %d"
+            logger.error(said, place.topic, place.partition, first[place] - offset, first[place])
+        elif offset > end[place]:
+            said = (
+                "%s, partition %d: the log has lost %d records that had been read already (its end is offset %d, and "
+                "reading is to go on at %d); all that it holds is read again"
+            )
+            logger.error(said, place.topic, place.partition, offset - end[place], end[place], offset)
+
+
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka comes without types
     def __init__(
         self, consumer: AIOKafkaConsumer, reassign: Callable[[AIOKafkaConsumer, frozenset[TopicPartition]], None]
@@ -482,14 +521,13 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka co
 
 def connection(options: KafkaOptions) -> dict[str, str | ssl.SSLContext | None]:
     encrypted = options.security_protocol in ("SSL", "SASL_SSL")
-    files = {"cafile": options.ssl_ca_file, "certfile": options.ssl_cert_file, "keyfile": options.ssl_key_file}
     return {
         "bootstrap_servers": options.bootstrap,
         "security_protocol": options.security_protocol,
         "sasl_mechanism": options.sasl_mechanism,
         "sasl_plain_username": options.sasl_username,
         "sasl_plain_password": options.sasl_password,
-        "ssl_context": create_ssl_context(**files) if encrypted else None,
+        "ssl_context": create_ssl_context(cafile=options.ssl_ca_file) if encrypted else None,
     }
 
 

@@ -14,9 +14,8 @@ a stream is trimmed for all groups together, by age, so a group that is further 
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -33,6 +32,7 @@ from server.log.base import Entry, Record, check_sizes
 from server.log.hints import Hints
 from server.log.lanes import Lanes
 from server.log.leases import Leases
+from server.store import reaching_store
 
 ANSWER_WITHIN_S = 5.0
 #: How long one blocking read may take: a change of the assignment is noticed after it.
@@ -87,7 +87,7 @@ class StreamsLog:
 
     async def start(self) -> None:
         name = f"{keys.PREFIX}log:partitions"
-        with _as_unavailable("can't be reached"):
+        with reaching_store("the Valkey log can't be reached"):
             await self._redis.set(name, self.partitions, nx=True)
             existing = int(await self._redis.get(name) or 0)
         if existing != self.partitions:
@@ -114,7 +114,7 @@ class StreamsLog:
         together, self._waiting = self._waiting, []
         error: BaseException | None = Unavailable("the append was broken off")
         try:
-            with _as_unavailable("did not take the records"):
+            with reaching_store("the Valkey log did not take the records"):
                 async with self._redis.pipeline(transaction=False) as pipeline:
                     for entries, _ in together:
                         for topic, key, value in entries:
@@ -133,7 +133,7 @@ class StreamsLog:
                     written.exception()  # a caller that was cancelled will not look
 
     async def check(self) -> None:
-        with _as_unavailable("can't be reached"):
+        with reaching_store("the Valkey log can't be reached"):
             await self._redis.ping()
 
     def consumer(self, group: str, topics: Sequence[str]) -> "StreamsConsumer":
@@ -169,7 +169,7 @@ class StreamsConsumer:
         self._count_after = self._helper.register_script(_COUNT_AFTER)
 
     async def start(self) -> None:
-        with _as_unavailable("can't be reached"):
+        with reaching_store("the Valkey log can't be reached"):
             await self._leases.start()
 
     async def stop(self) -> None:
@@ -179,7 +179,7 @@ class StreamsConsumer:
         await self._helper.aclose()
 
     async def restart(self) -> None:
-        with _as_unavailable("can't be reached"):
+        with reaching_store("the Valkey log can't be reached"):
             for client in (self._reader, self._helper):
                 await client.connection_pool.disconnect()
             await self._leases.restart()
@@ -242,12 +242,12 @@ class StreamsConsumer:
                     pass
                 self._trimmed_ms[place] = oldest_ms
             except RedisError as error:
-                logger.info("could not trim %s: %r", place, error)
+                logger.info("could not trim %s: %s", place, type(error).__name__)
 
     async def lag(self) -> dict[tuple[str, int], int]:
         self.assignment()
         places = dict(self._processed)
-        with _as_unavailable("does not tell its lag"):
+        with reaching_store("the Valkey log does not tell its lag"):
             async with self._helper.pipeline(transaction=False) as pipeline:
                 for place, position in places.items():
                     await self._count_after(keys=[keys.log_stream(*place)], args=[position, MAX_LAG], client=pipeline)
@@ -290,7 +290,7 @@ class StreamsConsumer:
     ) -> list[tuple[_Place, list[tuple[bytes, list[bytes]]]]]:
         by_stream = {keys.log_stream(*place): place for place in places}
         positions: dict[KeyT, StreamIdT] = {stream: self._read_to[place] for stream, place in by_stream.items()}
-        with _as_unavailable("could not be read"):
+        with reaching_store("the Valkey log could not be read"):
             answer = cast("_Answer | None", await self._reader.xread(positions, count=count, block=block_ms or None))
         return [(by_stream[name.decode()], entries) for name, entries in answer or ()]
 
@@ -318,11 +318,3 @@ def _as_it_is(response: Any, **_options: Any) -> Any:
 
 def _milliseconds(position: str) -> int:
     return int(position.partition("-")[0])
-
-
-@contextlib.contextmanager
-def _as_unavailable(what: str) -> Iterator[None]:
-    try:
-        yield
-    except RedisError as error:
-        raise Unavailable(f"the Valkey log {what}: {error!r}") from error

@@ -87,6 +87,8 @@ class MemoryDesk:
         self.attempts: list[tuple[MessageId, str, str | None, str]] = []
         self.deliveries: dict[MessageId, list[Delivery]] = {}
         self.prepared = 0
+        #: How many of the next saves happen without an answer.
+        self.lost_replies = 0
 
     async def prepare(self, message: Message) -> Prepared | Reason:
         self._reach("prepare")
@@ -119,13 +121,16 @@ class MemoryDesk:
         self._reach("delivery")
         return self.deliveries.get(message.id, [Delivery()])[-1]
 
-    async def save_delivery(self, message: Message, before: Delivery, after: Delivery) -> None:
+    async def save_delivery(self, message: Message, entry_id: str, before: Delivery, after: Delivery) -> None:
         self._reach("save_delivery")
         self.on_save(after)
         saved = self.deliveries.setdefault(message.id, [])
         if (saved or [Delivery()])[-1] not in (before, after):
             raise Fenced("another has it")
         saved.append(after)
+        if self.lost_replies:
+            self.lost_replies -= 1
+            raise Unavailable("saved, and nobody heard of it")
 
     def outcomes(self) -> list[tuple[str, str | None, str]]:
         return [receipt[1:] for receipt in self.receipts]
@@ -140,7 +145,7 @@ class MemoryOutbox:
     """An outbox that gives every entry once, and remembers what was done, in order."""
 
     def __init__(self, *entries: OutboxEntry) -> None:
-        self.waiting = deque(Pending(0, f"{n}-0", entry, 1) for n, entry in enumerate(entries, 1))
+        self.waiting = deque(Pending(0, f"{n}-0", entry) for n, entry in enumerate(entries, 1))
         self.finished: list[str] = []
         self.buried: list[tuple[str, str]] = []
         self.released: list[str] = []

@@ -260,15 +260,16 @@ async def test_messages_that_wait_for_a_breaker_are_not_checked_meanwhile() -> N
 OTHERS = Delivery(state="sent", channel="websocket", by="another")
 
 
-async def test_a_message_that_another_dispatcher_sent_is_left_alone() -> None:
+@pytest.mark.parametrize("theirs", [OTHERS, Delivery(state="sending", channel="sms", attempts=1, by="another")])
+async def test_a_message_that_another_dispatcher_has_is_left_alone(theirs: Delivery) -> None:
     """Taken over between the first look and the hand-over: not sent, no receipt, and not taken out of the outbox."""
     sms, desk, message = StubChannel("sms"), MemoryDesk("sms"), a_message()
-    desk.on_prepare = lambda: desk.deliveries.update({message.id: [OTHERS]})
+    desk.on_prepare = lambda: desk.deliveries.update({message.id: [theirs]})
     outbox = MemoryOutbox(message)
     async with running(outbox, desk, sms):
         await until(lambda: outbox.released == ["1-0"])
     assert (sms.calls, desk.receipts, outbox.finished) == ([], [], [])
-    assert desk.deliveries[message.id] == [OTHERS]
+    assert desk.deliveries[message.id] == [theirs]
 
 
 @pytest.mark.parametrize("step", ["accept", RETRY, FALL_BACK, DropSend("never")])
@@ -309,6 +310,37 @@ async def test_after_standing_still_the_message_is_claimed_again(taken_over: boo
     await asyncio.gather(task, return_exceptions=True)
     assert len(sms.calls) == (not taken_over)
     assert desk.outcomes() == ([] if taken_over else [("sent", "sms", "")])
+
+
+@pytest.mark.parametrize("instead", ["stopped", "another_channel", "too_late", "nothing"])
+async def test_a_save_whose_reply_was_lost_is_no_other_dispatchers(instead: str) -> None:
+    """It happened all the same: the message goes on from it, whatever comes in place of that hand-over."""
+    clock, desk, message = ManualClock(SystemClock().now_ms()), MemoryDesk("sms", "email"), a_message()
+    desk.lost_replies = 1
+    sms, email, outbox = StubChannel("sms"), StubChannel("email"), MemoryOutbox(message)
+
+    def meanwhile(after: Delivery) -> None:
+        match instead:
+            case "stopped":
+                desk.stop = Reason.OPTED_OUT
+            case "another_channel":
+                desk.channels = ("email",)
+            case "too_late":
+                clock.advance(60_000)
+
+    desk.on_save = meanwhile
+    task = asyncio.create_task(Dispatcher(outbox, desk, [sms, email], clock, QUICK).run())
+    await until(lambda: bool(outbox.released or outbox.finished))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    expected = {
+        "stopped": ("suppressed", None, "opted_out"),
+        "another_channel": ("sent", "email", ""),
+        "too_late": ("suppressed", None, "too_late"),
+        "nothing": ("sent", "sms", ""),
+    }
+    assert desk.outcomes() == [expected[instead]]
+    assert [call.repeated for call in (*sms.calls, *email.calls)] == [False] * (expected[instead][0] == "sent")
 
 
 async def test_an_event_that_the_log_refuses_is_a_dead_letter() -> None:

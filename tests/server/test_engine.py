@@ -1,5 +1,6 @@
 """The engine on a real log and a real store: from an event to a committed decision and an outbox entry."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -244,6 +245,23 @@ async def test_a_store_that_lost_writes_is_noticed(redis: Redis, left: str | Non
     await engine.follow_assignment()
     await engine.process(records)
     assert await redis.hget(offsets, topics.CARTS) == b"2"
+
+
+async def test_an_idle_engine_notices_lost_writes(redis: Redis, log: EventLog) -> None:
+    """The store goes back to what it was before the last commits, and nobody does anything: the log replays them."""
+    bench = Bench(redis, log)
+    home = partition_of("ann", PARTITIONS)
+    async with bench.running():
+        await bench.send(cart("ann", NOW))
+        await bench.caught_up()
+        wanted = await committed(redis)
+        assert wanted.customers
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.delete(keys.offsets(home), keys.customer(home, "ann"))
+            await pipe.execute()
+        async with asyncio.timeout(30):
+            while (await committed(redis)).customers != wanted.customers:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_stray_record_beside_its_customer(redis: Redis) -> None:

@@ -31,6 +31,8 @@ from tests.channels.examples import MemoryDesk, a_message, until
 from tests.channels.mail_server import MailServer
 
 Make = Callable[..., ValkeyOutbox]
+#: The partition, of 3, of the customer of `a_message`.
+HOME = 1
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ async def test_entries_come_once_and_go_when_done(redis: Redis, make: Make) -> N
     outbox, other = make("a"), make("b")
     taken = await outbox.read(10, 100)
     assert [pending.entry_id for pending in taken] == expected
-    assert [(pending.partition, pending.attempts) for pending in taken] == [(1, 1)] * 3
+    assert [pending.partition for pending in taken] == [1] * 3
     assert [encode_outbox(pending.entry) for pending in taken] == [encode_outbox(entry) for entry in entries]
     assert await _ids(other) == []
     await outbox.done(taken)
@@ -98,14 +100,13 @@ async def test_a_waiting_read_sees_a_new_entry(redis: Redis, make: Make) -> None
 
 
 async def test_a_restart_begins_with_what_was_taken(redis: Redis, make: Make) -> None:
-    """The same consumer gets its unfinished entries first, says so, and gets them once."""
+    """The same consumer gets its unfinished entries first, and gets them once."""
     first = [await _put(redis, a_message(n)) for n in range(5)]
     assert await _ids(make("a"), 15) == first
     later = await _put(redis, a_message(9))
     restarted = make("a")
     again = await restarted.read(6, 20)
     assert [pending.entry_id for pending in again] == first[:2]
-    assert again[0].attempts == 2
     rest: list[str] = []
     while found := await _ids(restarted):
         rest += found
@@ -136,6 +137,22 @@ async def test_entries_of_a_silent_dispatcher_are_taken_over(
     assert await alive.read(10, 0) == []
     pending = await redis.xpending_range(keys.outbox(0), GROUP, "-", "+", 10)
     assert [row["consumer"] for row in pending] == [b"other"] * len(entries)
+
+
+async def test_names_of_long_ago_are_forgotten(redis: Redis, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start removes those under which nobody has asked for a day; not one that still holds an entry."""
+
+    async def names() -> set[bytes]:
+        return {row["name"] for row in await redis.xinfo_consumers(keys.outbox(0), GROUP)}
+
+    entry_id = await _put(redis, a_message())
+    assert await _ids(make("holding")) == [entry_id]
+    for name in ("old", "older"):
+        assert await _ids(make(name)) == []
+    assert await names() == {b"holding", b"old", b"older"}
+    monkeypatch.setattr("server.outbox._FORGET_AFTER_MS", -1)
+    await make("new").read(1, 20)
+    assert await names() == {b"holding", b"new"}
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -238,7 +255,10 @@ async def _dispatching(outbox: ValkeyOutbox, desk: MemoryDesk, *channels: Channe
     try:
         yield
     finally:
-        task.cancel()
+        # Again and again: redis-py can swallow a cancellation that meets a reply.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=0.1)
         await asyncio.gather(task, return_exceptions=True)
 
 
@@ -280,8 +300,8 @@ async def test_a_crash_after_a_mail_sends_no_other(redis: Redis, make: Make, mai
     assert [mail["Message-ID"] for mail in mail_server.mailbox.mails] == [f"<{a_message().id}@shop.example>"]
 
 
-async def _empty(redis: Redis) -> bool:
-    return bool(await redis.xlen(keys.outbox(0)) == 0)
+async def _empty(redis: Redis, partition: int = 0) -> bool:
+    return bool(await redis.xlen(keys.outbox(partition)) == 0)
 
 
 class _StoredDesk(MemoryDesk):
@@ -323,14 +343,14 @@ async def test_a_dispatcher_that_stood_still_sends_nothing_again(
     redis: Redis, make: Make, stored: DeliveryDesk
 ) -> None:
     """It looked at the message and stopped; another one took it over and sent it; then it goes on (I7)."""
-    await _put(redis, a_message())
+    await _put(redis, a_message(), HOME)
     gate, sms = asyncio.Event(), StubChannel("sms")
     slow, quick = _StoredDesk(stored, gate), _StoredDesk(stored)
     # Its reader keeps still, too: what it has taken is not kept from others.
     async with _dispatching(make("slow", upkeep_s=60.0), slow, sms):
         await until(lambda: slow.prepared == 1)
         async with _dispatching(make("quick", idle_ms=0), quick, sms):
-            await _until(lambda: _empty(redis))
+            await _until(lambda: _empty(redis, HOME))
         gate.set()
         await until(lambda: slow.prepared == 1 and not _at_work())
     assert len(sms.calls) == 1
@@ -342,20 +362,59 @@ def _at_work() -> bool:
     return any(task.get_name().startswith("dispatcher lane") for task in asyncio.all_tasks())
 
 
-async def test_a_delivery_is_saved_only_where_it_was_left(stored: DeliveryDesk) -> None:
+async def test_a_delivery_is_saved_only_where_it_was_left(redis: Redis, stored: DeliveryDesk) -> None:
     """What is stored must be what the saver goes on from; a repeated save changes nothing, and an end stays an end."""
     message = a_message()
     first = Delivery(state="sending", channel="sms", attempts=1, by="a")
     theirs = Delivery(state="sending", channel="sms", attempts=1, by="b")
     sent = Delivery(state="sent", channel="sms", by="a")
-    await stored.save_delivery(message, Delivery(), first)
-    await stored.save_delivery(message, Delivery(), first)
+    entry_id = await _put(redis, message, HOME)
+    await stored.save_delivery(message, entry_id, Delivery(), first)
+    await stored.save_delivery(message, entry_id, Delivery(), first)
     for before, after in [(Delivery(), theirs), (theirs, sent)]:
         with pytest.raises(Fenced):
-            await stored.save_delivery(message, before, after)
+            await stored.save_delivery(message, entry_id, before, after)
     assert await stored.delivery(message) == first
-    await stored.save_delivery(message, first, sent)
+    await stored.save_delivery(message, entry_id, first, sent)
     for before in (Delivery(), first, theirs):
         with pytest.raises(Fenced):
-            await stored.save_delivery(message, before, theirs)
+            await stored.save_delivery(message, entry_id, before, theirs)
     assert await stored.delivery(message) == sent
+
+
+async def test_nothing_is_saved_of_an_entry_that_the_store_has_lost(
+    redis: Redis, make: Make, stored: DeliveryDesk
+) -> None:
+    """Taken, and then gone with its commit: the message is let go of. The one that the log brings back is sent."""
+    lost = await _put(redis, a_message(), HOME)
+    gate, sms, outbox = asyncio.Event(), StubChannel("sms"), make()
+    desk = _StoredDesk(stored, gate)
+    # As of a customer of whom nothing is known any more.
+    desk.stop = Reason.ERASED
+    async with _dispatching(outbox, desk, sms):
+        await until(lambda: desk.prepared == 1)
+        await redis.xdel(keys.outbox(HOME), lost)
+        gate.set()
+        await until(lambda: not _at_work())
+        assert await stored.delivery(a_message()) == Delivery()
+        desk.stop = None
+        await _put(redis, a_message(), HOME)
+        await _until(lambda: _empty(redis, HOME))
+    assert desk.outcomes() == [("sent", "sms", "")]
+    assert len(sms.calls) == 1
+
+
+@pytest.mark.parametrize("damaged", [b"{", b'{"state":"lost"}', b"\xff"])
+async def test_a_delivery_that_cannot_be_read_is_a_dead_letter(
+    redis: Redis, make: Make, stored: DeliveryDesk, damaged: bytes
+) -> None:
+    """Whether the message went out is not known, so it is not sent; the customer's next one is, at once."""
+    await redis.set(keys.delivery(HOME, a_message(1).id), damaged)
+    for number in (1, 2):
+        await _put(redis, a_message(number), HOME)
+    desk, sms = _StoredDesk(stored), StubChannel("sms")
+    async with _dispatching(make(), desk, sms):
+        await _until(lambda: _empty(redis, HOME))
+    assert [call.message.id for call in sms.calls] == [a_message(2).id]
+    ((_, letter),) = await redis.xrange(keys.dead_letters(HOME))
+    assert letter[b"reason"] == b"unreadable_delivery"

@@ -32,8 +32,8 @@ WITHIN_S = 30.0
 STALL_AFTER_S = 60.0
 
 
-def restarts() -> float:
-    return REGISTRY.get_sample_value("nearcast_consumer_restarts_total", {"consumer": "test"}) or 0.0
+def restarts(consumer: str = "test") -> float:
+    return REGISTRY.get_sample_value("nearcast_consumer_restarts_total", {"consumer": consumer}) or 0.0
 
 
 class Reader:
@@ -223,6 +223,24 @@ async def test_the_engine_role_is_watched(tmp_path: Path) -> None:
         async with asyncio.timeout(WITHIN_S):
             with pytest.raises(Unavailable, match="engine: no progress for 1 s"):
                 await roots["engine watchdog"].work()
+
+
+async def test_a_store_that_refuses_writes_is_no_stall(tmp_path: Path) -> None:
+    """It answers, and the engine can't commit: no restart of its consumer mends that. With room again they count."""
+    async with open_core(load(data_dir=tmp_path / "data")) as core, AsyncExitStack() as stack:
+        roots = {root.name: root for root in await make_engine(core, stack)}
+        watchdog = getattr(roots["engine watchdog"].work, "__self__", None)
+        assert isinstance(watchdog, Watchdog)
+        async with asyncio.timeout(WITHIN_S):
+            while not watchdog._consumer.assignment()[1]:
+                await asyncio.sleep(0.01)
+        before = restarts("engine")
+        await core.redis.config_set("maxmemory", "1")
+        await look(watchdog, 2 * LOOKS)
+        assert restarts("engine") == before
+        await core.redis.config_set("maxmemory", "0")
+        await look(watchdog, LOOKS + 1)
+        assert restarts("engine") == before + 1
 
 
 class ProxiedKafka(ApacheKafka):

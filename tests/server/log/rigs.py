@@ -29,7 +29,7 @@ WITHIN_S = 20.0
 class Rig(Protocol):
     """An adapter and the server behind it."""
 
-    def make_log(self) -> EventLog: ...
+    def make_log(self, session_timeout_ms: int = SESSION_TIMEOUT_MS) -> EventLog: ...
 
     def locate(self, order: Order) -> None:
         """Write into the order of a worker process where the log is."""
@@ -66,8 +66,8 @@ class StreamsRig:
     def __init__(self, valkey: ValkeyProcess) -> None:
         self._valkey = valkey
 
-    def make_log(self) -> StreamsLog:
-        return StreamsLog(self._valkey.url, PARTITIONS, session_timeout_ms=SESSION_TIMEOUT_MS)
+    def make_log(self, session_timeout_ms: int = SESSION_TIMEOUT_MS) -> StreamsLog:
+        return StreamsLog(self._valkey.url, PARTITIONS, session_timeout_ms=session_timeout_ms)
 
     def locate(self, order: Order) -> None:
         order.valkey_url = self._valkey.url
@@ -100,11 +100,12 @@ class KafkaRig:
     """Kafka topics on the session's broker."""
 
     def __init__(self, options: KafkaOptions, broker: KafkaBroker | None) -> None:
-        self._options = msgspec.structs.replace(options, session_timeout_ms=SESSION_TIMEOUT_MS, append_within_s=2.0)
+        self._options = msgspec.structs.replace(options, append_within_s=2.0)
         self._broker = broker
 
-    def make_log(self) -> KafkaLog:
-        return KafkaLog(self._options, PARTITIONS, CUSTOMER_TOPICS, ())
+    def make_log(self, session_timeout_ms: int = SESSION_TIMEOUT_MS) -> KafkaLog:
+        options = msgspec.structs.replace(self._options, session_timeout_ms=session_timeout_ms)
+        return KafkaLog(options, PARTITIONS, CUSTOMER_TOPICS, ())
 
     def locate(self, order: Order) -> None:
         order.kafka = self._options

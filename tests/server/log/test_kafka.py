@@ -2,8 +2,8 @@
 
 import msgspec
 import pytest
-from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
@@ -122,6 +122,42 @@ async def test_marks_of_transactions_are_no_lag(
             assert (await consumer.lag())["customers.carts", 0] > 0
             await consumer.progress(0, {"customers.carts": records[2].position})
             assert (await consumer.lag())["customers.carts", 0] == 0
+
+
+async def test_records_that_are_gone_are_missed_aloud(
+    kafka_broker: KafkaBroker | None,
+    kafka_bootstrap: str,
+    kafka_options: KafkaOptions,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Expired before they were read, or lost after: an error says where, and how many. What is there is read."""
+    if isinstance(kafka_broker, Tansu):
+        pytest.skip(f"{Tansu.name} stands in for Apache Kafka, and does not tell where a log ends")
+    topic = "customers.carts"
+    async with running(KafkaLog(kafka_options, 4)) as log:
+        async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as producer:
+            for n in range(10):
+                await producer.send_and_wait(topic, str(n).encode(), partition=1)
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+        await admin.start()
+        await admin.delete_records({TopicPartition(topic, 1): RecordsToDelete(7)})
+        await admin.close()
+        async with member(log, topics=[topic]) as consumer:
+            await settle(consumer)
+            for position in ("", "6", "9"):
+                await consumer.seek(1, {topic: position})
+            assert _said(caplog) == []
+            await consumer.seek(1, {topic: "3"})
+            assert [record.value for record in await read(consumer, 3)] == [b"7", b"8", b"9"]
+            await consumer.seek(1, {topic: "99"})
+            assert [record.value for record in await read(consumer, 3)] == [b"7", b"8", b"9"]
+    gone, lost = _said(caplog)
+    assert gone.startswith("customers.carts, partition 1: 3 records are gone before they were read")
+    assert lost.startswith("customers.carts, partition 1: the log has lost 90 records that had been read already")
+
+
+def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "nearcast.server.log.kafka"]
 
 
 async def test_a_catalogue_topic_may_have_any_number_of_partitions(
