@@ -30,11 +30,12 @@ def candidates(moment: Moment, customer: Customer, catalogue: Catalogue) -> list
 
 
 def stock_wanted(moment: Moment, candidates: Iterable[Candidate]) -> list[tuple[StoreId, Sku]]:
-    """The (store, SKU) pairs whose stock the gates will ask for, each once."""
+    """The (store, SKU) pairs whose stock the gates will ask for, each once: of all that is not stopped already."""
     store = moment.store
     if store is None:
         return []
-    return list(dict.fromkeys((store, candidate.sku) for candidate in candidates if candidate.sku is not None))
+    wanted = (candidate.sku for candidate in candidates if candidate.stopped_by is None)
+    return list(dict.fromkeys((store, sku) for sku in wanted if sku is not None))
 
 
 def fits(where: Where, moment: Moment) -> bool:

@@ -10,13 +10,36 @@ from msgspec.structs import replace
 
 from nearcast.customer import Customer
 from nearcast.decisions import Candidate, Decision, Reason
-from nearcast.ids import Sku, StoreId, decision_id
+from nearcast.ids import PromotionId, Sku, StoreId, decision_id
 from nearcast.moments import Moment
 from offers.catalogue import Catalogue
-from offers.gates import GATES, gate
+from offers.gates import GATES, PROMOTION_GATES, THING_GATES, Situation, stopped_by
 from offers.policy import Policy
 
 _PLACE_OF_GATE = {reason: place for place, (reason, _) in enumerate(GATES)}
+
+
+def rule_out(
+    moment: Moment, customer: Customer, candidates: Iterable[Candidate], catalogue: Catalogue, policy: Policy
+) -> list[Candidate]:
+    """The candidates in the order given; those that are stopped whatever the thing is, with the reason.
+
+    The first half of `screen`: of what is stopped here the stock need not be looked up.
+    """
+    reasons: dict[PromotionId, Reason | None] = {}
+    ruled = []
+    for candidate in candidates:
+        if candidate.stopped_by is not None:
+            ruled.append(candidate)
+            continue
+        name = candidate.promotion
+        if name not in reasons:
+            promotion = catalogue.promotions[name]
+            situation = Situation(promotion, None, moment, customer, catalogue, {}, policy, moment.at_ms)
+            reasons[name] = stopped_by(PROMOTION_GATES, situation)
+        reason = reasons[name]
+        ruled.append(candidate if reason is None else replace(candidate, stopped_by=reason))
+    return ruled
 
 
 def screen(
@@ -29,12 +52,18 @@ def screen(
 ) -> list[Candidate]:
     """The candidates in the order given, each with the reason of the gate that stopped it, if one did.
 
-    `stock` holds the pieces for `stock_wanted`; a pair that is missing counts as none.
+    `stock` holds the pieces for `stock_wanted`; a pair that is missing counts as none. What is stopped
+    already stays so.
     """
-    return [
-        replace(candidate, stopped_by=gate(candidate, moment, customer, catalogue, stock, policy, moment.at_ms))
-        for candidate in candidates
-    ]
+    screened = []
+    for candidate in rule_out(moment, customer, candidates, catalogue, policy):
+        reason = candidate.stopped_by
+        if reason is None:
+            promotion = catalogue.promotions[candidate.promotion]
+            situation = Situation(promotion, candidate.sku, moment, customer, catalogue, stock, policy, moment.at_ms)
+            reason = stopped_by(THING_GATES, situation)
+        screened.append(candidate if reason is candidate.stopped_by else replace(candidate, stopped_by=reason))
+    return screened
 
 
 def decide(

@@ -36,19 +36,16 @@ class Situation(NamedTuple):
     now_ms: int
 
 
-def gate(
-    candidate: Candidate,
-    moment: Moment,
-    customer: Customer,
-    catalogue: Catalogue,
-    stock: Mapping[tuple[StoreId, Sku], int],
-    policy: Policy,
-    now_ms: int,
-) -> Reason | None:
+#: Why it stops a candidate, and whether it does.
+Gate = tuple[Reason, Callable[[Situation], bool]]
+
+
+def stopped_by(gates: Iterable[Gate], situation: Situation) -> Reason | None:
     """The reason of the first gate that stops the candidate; None if it passes them all."""
-    promotion = catalogue.promotions[candidate.promotion]
-    situation = Situation(promotion, candidate.sku, moment, customer, catalogue, stock, policy, now_ms)
-    return next((reason for reason, stops in GATES if stops(situation)), None)
+    for reason, stops in gates:
+        if stops(situation):
+            return reason
+    return None
 
 
 def every_gate(
@@ -60,7 +57,7 @@ def every_gate(
     policy: Policy,
     now_ms: int,
 ) -> list[tuple[Reason, bool]]:
-    """All gates in their order, each with whether it stops the candidate; `gate` asks on only until one does."""
+    """All gates in their order, each with whether it stops the candidate; a decision asks on only until one does."""
     promotion = catalogue.promotions[candidate.promotion]
     situation = Situation(promotion, candidate.sku, moment, customer, catalogue, stock, policy, now_ms)
     return [(reason, stops(situation)) for reason, stops in GATES]
@@ -199,13 +196,15 @@ def _capped_overall(on: Situation) -> bool:
     return used_up(on.policy.caps, offers_to(on.customer, on.catalogue), on.now_ms)
 
 
-#: The order: what forbids any contact first, then what rules the promotion out, then what may be different later.
-GATES: tuple[tuple[Reason, Callable[[Situation], bool]], ...] = (
+#: Those that don't look at the thing, nor at its stock: asked once for all the things of a promotion.
+PROMOTION_GATES: tuple[Gate, ...] = (
     (Reason.OPTED_OUT, _opted_out),
     (Reason.NO_CONSENT, _no_consent),
     (Reason.LOW_CONFIDENCE, _low_confidence),
     (Reason.OUTSIDE_WINDOW, _outside_window),
     (Reason.NOT_IN_AUDIENCE, _not_in_audience),
+)
+THING_GATES: tuple[Gate, ...] = (
     (Reason.NO_PRODUCT, _no_product),
     (Reason.STORE_CLOSED, _store_closed),
     (Reason.OUT_OF_STOCK, _out_of_stock),
@@ -214,3 +213,5 @@ GATES: tuple[tuple[Reason, Callable[[Situation], bool]], ...] = (
     (Reason.CAPPED, _capped),
     (Reason.CAPPED_OVERALL, _capped_overall),
 )
+#: The order: what forbids any contact first, then what rules the promotion out, then what may be different later.
+GATES = PROMOTION_GATES + THING_GATES

@@ -27,7 +27,7 @@ from nearcast.fold import FoldRules
 from nearcast.ids import CustomerId
 from nearcast.moments import Moment
 from offers.candidates import candidates, stock_wanted
-from offers.decide import decide, screen
+from offers.decide import decide, rule_out, screen
 from offers.messages import message_of
 from offers.policy import Policy
 from server.batch import Batch, Cached, Item, Missing, Work
@@ -298,8 +298,10 @@ class Engine:
             if error := batch.unreadable_cold.get(item.customer):
                 batch.bury(item.record, "unreadable_state", str(error))
                 continue
-            found = candidates(moment, batch.customers[item.customer], world.catalogue)
+            customer = batch.customers[item.customer]
+            found = candidates(moment, customer, world.catalogue)
             if found:
+                found = rule_out(moment, customer, found, world.catalogue, self._policy)
                 open_moments.append((item, moment, found))
         wanted = [pair for _, moment, found in open_moments for pair in stock_wanted(moment, found)]
         stock = await self._world.stock(wanted)
