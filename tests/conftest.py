@@ -1,8 +1,9 @@
 """What every test gets: real services, a clean environment, and a failure for anything left running.
 
-Services start once per session and only when a test asks for them. `NEARCAST_TEST_REDIS` and `NEARCAST_TEST_KAFKA`
-point the tests at others instead (the database named in the URL is flushed before each test that uses it).
-`NEARCAST_TEST_BROKER=tansu` makes the session's own Kafka broker the stand-in of `tests.services.kafka`.
+Services start once per session (with `-n 2`, once per test process), and only when a test asks for them.
+`NEARCAST_TEST_REDIS` and `NEARCAST_TEST_KAFKA` point the tests at others instead (the database named in the URL is
+flushed before each test that uses it). `NEARCAST_TEST_BROKER=tansu` makes the session's own Kafka broker the stand-in
+of `tests.services.kafka`.
 """
 
 import asyncio
@@ -28,6 +29,18 @@ _QUIET = [HealthCheck.too_slow]
 settings.register_profile("dev", deadline=None, derandomize=True, suppress_health_check=_QUIET)
 settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=_QUIET, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Two test processes would empty each other's databases."""
+    if config.getoption("numprocesses", default=None) and any(_SERVICES.values()):
+        named = " and ".join(name for name, value in _SERVICES.items() if value)
+        raise pytest.UsageError(f"{named} can serve one test process only: add -n 0 (`make test ARGS='-n 0'`)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that two test processes end at about the same time."""
+    items.sort(key=lambda item: "tests/system/" not in item.nodeid)
 
 
 def pytest_report_header() -> str:

@@ -6,12 +6,18 @@ believe only what can be seen from outside (the log's topics, the store, what th
 | R1 | test_steps.py | SIGKILL at every named step of a batch and of a message; long: all ordered pairs | 8 steps |
 | R2 | test_kills.py | three engines under load, a random SIGKILL every few seconds | 5,000 events, 3 kills |
 | R3 | test_zombie.py | SIGSTOP in a batch, partitions taken over, SIGCONT; long: the dispatcher, too | the engine |
-| R4 | test_broker.py | Kafka killed and restarted within a commit and within an append | long only |
+| R4 | test_broker.py | Kafka killed and restarted within a commit and within an append, or stopped first | long only |
 | R5 | test_store.py | Valkey killed under `appendfsync always`, and with the last second lost | long only |
 | R6 | test_store.py | Valkey restored from an older copy | long only |
+| R6 | test_rollback.py | Valkey put back with all connections open, as by a fail-over | long only |
 | - | test_backlog.py | an engine that comes when all is in the log already | long only |
 | R12 | test_cancellation.py | cancelled commands through a proxy that delays | both |
 | R21 | test_checkers.py | a guard taken away: the checkers must find it | fencing, idempotency, replay |
+| - | test_checks.py | each sentence of the checkers, of evidence spoilt by hand | all |
+
+Long only in test_checkers.py: the epoch or the offsets alone (R3, R6), starting over from what is stored (R5, R6), and
+the broker's acknowledgement (R4). Epoch and offsets back each other up: where others have committed since, either of
+them is enough.
 
 (R11, budgets under kills, is `test_budget.py`; its checkers are its own.)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from signal import SIGKILL
+from signal import SIGKILL, SIGSTOP
 
 from tests.faults.history import History
 from tests.services.kafka import KafkaBroker
@@ -14,6 +14,14 @@ async def kill(broker: KafkaBroker, history: History) -> None:
     os.killpg(process.pid, SIGKILL)
     await process.wait()
     history.note("killed", what_else="the broker")
+
+
+def stop(broker: KafkaBroker, history: History) -> None:
+    """SIGSTOP: its socket still takes what is sent, and nobody reads it. `kill` ends that."""
+    process = broker._process
+    assert process is not None
+    os.killpg(process.pid, SIGSTOP)
+    history.note("stopped", what_else="the broker")
 
 
 async def start(broker: KafkaBroker, history: History) -> None:

@@ -1,17 +1,14 @@
 """R4: Kafka killed and started again, in the middle of a commit and in the middle of an append."""
 
 import asyncio
-from collections.abc import Sequence
 from random import Random
 from signal import SIGCONT
 
-import httpx
-import msgspec
 import pytest
 
 from tests.faults import broker
+from tests.faults.clients import ids_in_the_log, insist_on_all, insist_while_the_broker_sleeps_and_dies
 from tests.faults.rig import Rig
-from tests.faults.traffic import Sent
 from tests.services.kafka import KafkaBroker
 
 pytestmark = [pytest.mark.long, pytest.mark.kafka]
@@ -43,51 +40,24 @@ async def test_what_was_acknowledged_over_http_survives_the_broker(rig: Rig, rea
     town = rig.round(of_each=8, steps=12)
     await rig.produce(town.sign_up)
     await rig.quiet()
-    sending = asyncio.create_task(_insist_on_all(rig, town.traffic), name="clients")
+    sending = asyncio.create_task(insist_on_all(rig, town.traffic), name="clients")
     for _ in range(2):
         await asyncio.sleep(chance.uniform(0.5, 2.0))
         await broker.restart(real_kafka, rig.history, after_s=chance.uniform(0.0, 1.0))
     ids = await sending
     await rig.quiet()
     assert await rig.violations() == []
-    logged = {msgspec.json.decode(r.value).get("id") for r in (await rig.gather()).records if _is_json(r.value)}
-    assert ids <= logged, "acknowledged, and not in the log"
+    assert ids <= await ids_in_the_log(rig), "acknowledged, and not in the log"
 
 
-async def _insist_on_all(rig: Rig, records: Sequence[Sent]) -> set[str]:
-    """Bring the records in over HTTP, each customer's in order, until all are acknowledged; their event ids."""
-    queues: dict[tuple[str, str], list[dict[str, object]]] = {}
-    for record in records:
-        event = msgspec.json.decode(record.value) if _is_json(record.value) else {}
-        if "id" in event:
-            queues.setdefault((record.topic, record.key), []).append(event)
-    slots = asyncio.Semaphore(16)
-    async with rig.http("intake") as http:
-
-        async def send(queue: list[dict[str, object]]) -> None:
-            for event in queue:
-                async with slots:
-                    await _insist(http, event)
-
-        await asyncio.gather(*(send(queue) for queue in queues.values()))
-    rig.history.note("acknowledged", events=sum(map(len, queues.values())), over="http")
-    return {str(event["id"]) for queue in queues.values() for event in queue}
-
-
-async def _insist(http: httpx.AsyncClient, event: dict[str, object]) -> None:
-    while True:
-        try:
-            answer = await http.post("/v1/events", json=event)
-        except httpx.TransportError:
-            answer = None
-        if answer is not None and answer.status_code == 202:
-            return
-        assert answer is None or answer.status_code == 503, answer.text
-        await asyncio.sleep(0.1)
-
-
-def _is_json(value: bytes) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(value), dict)
-    except msgspec.DecodeError:
-        return False
+async def test_nothing_is_acknowledged_that_a_broker_has_not_taken(rig: Rig, real_kafka: KafkaBroker) -> None:
+    """The broker dies with what it was sent still in its sockets: no client was told that it is in the log."""
+    engine, front = rig.add("engine", "engine"), rig.add("front", "dispatcher", "api")
+    await rig.start(engine, front)
+    town = rig.round()
+    await rig.produce(town.sign_up)
+    await rig.quiet()
+    ids = await insist_while_the_broker_sleeps_and_dies(rig, real_kafka, town.traffic)
+    await rig.quiet()
+    assert await rig.violations() == []
+    assert ids <= await ids_in_the_log(rig), "acknowledged, and not in the log"

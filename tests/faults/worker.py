@@ -25,7 +25,9 @@ import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
-import server.app  # noqa: F401  so that the forkserver has it
+import channels.delivery
+import server.app  # so that the forkserver has it
+import server.log.kafka
 from channels.sms import SmsChannel
 from geofence.index import FenceIndex
 from models.scorer import Scorer
@@ -40,6 +42,9 @@ from server.state import StateStore
 ENGINE_STEPS = ("fetched", "matched", "scored", "before_commit", "after_commit")
 DELIVERY_STEPS = ("outbox_read", "sent", "receipt_written")
 STEPS = (*ENGINE_STEPS, *DELIVERY_STEPS)
+
+#: How the commit script begins to say that the store has not the offsets that it should have; a regular expression.
+_OFFSETS_DIFFER = "(?:other topics|the offset)"
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ def _shorten_patience(orders: Orders) -> None:
 
     KafkaLogConsumer.__init__ = impatient_consumer  # type: ignore[method-assign]
     ValkeyOutbox.__init__ = impatient_outbox  # type: ignore[method-assign]
+    # In the same proportion to the silence as the product's: a third of it.
+    channels.delivery._FRESH_S = orders.outbox_idle_ms / 3_000
 
 
 def _place_steps(plan: Plan) -> None:
@@ -168,14 +175,16 @@ def _before(owner: type, name: str, step: str, plan: Plan) -> None:
     setattr(owner, name, awaited)
 
 
-def _without_fencing() -> None:
-    """Commits are taken whatever the epoch and the stored offsets are."""
+def _without_fencing(refusal: str = "") -> None:
+    """Commits are taken that the script would refuse with these words: whatever the epoch and the stored offsets are,
+    or whatever one of them is.
+    """
     register = Redis.register_script
 
     @functools.wraps(register)
     def edited(self: Any, script: str) -> Any:
         if "FENCED" in script:
-            script, refusals = re.subn(r"return redis\.error_reply\('FENCED[^\n]*", "", script)
+            script, refusals = re.subn(rf"return redis\.error_reply\('FENCED {refusal}[^\n]*", "", script)
             assert refusals, "the commit script refuses in other words now"
         return register(self, script)
 
@@ -207,6 +216,37 @@ def _without_replay() -> None:
     KafkaLogConsumer.seek = to_the_end  # type: ignore[method-assign]
 
 
+def _without_doubt() -> None:
+    """What was meant to be committed counts as committed: who starts over goes on from there, whatever is stored."""
+    _without_fencing(_OFFSETS_DIFFER)
+    meant: dict[int, dict[str, str]] = {}
+    encode, take = StateStore.encode, StateStore.take
+
+    @functools.wraps(encode)
+    def noted(self: Any, batch: Any) -> Any:
+        meant.setdefault(batch.partition, {}).update(batch.offsets)
+        return encode(self, batch)
+
+    @functools.wraps(take)
+    async def as_meant(self: Any, partition: int) -> Any:
+        ownership = await take(self, partition)
+        return ownership._replace(offsets=ownership.offsets | meant.get(partition, {}))
+
+    StateStore.encode = noted  # type: ignore[method-assign]
+    StateStore.take = as_meant  # type: ignore[method-assign]
+
+
+def _without_acknowledgements() -> None:
+    """A record counts as written once it has left for the broker."""
+    producer = server.log.kafka.AIOKafkaProducer
+
+    @functools.wraps(producer)
+    def careless(**options: Any) -> Any:
+        return producer(**options | {"acks": 0, "enable_idempotence": False})
+
+    server.log.kafka.AIOKafkaProducer = careless
+
+
 def keep_connections_of_cancelled_commands() -> None:
     """A connection whose command was cancelled is used again, with the old reply still on its way."""
     read = AbstractConnection.read_response
@@ -221,6 +261,10 @@ def keep_connections_of_cancelled_commands() -> None:
 #: Guards that can be taken away, by name.
 VARIANTS: dict[str, Callable[[], None]] = {
     "no-fencing": _without_fencing,
+    "no-epoch": functools.partial(_without_fencing, "epoch"),
+    "no-offsets": functools.partial(_without_fencing, _OFFSETS_DIFFER),
+    "no-doubt": _without_doubt,
+    "no-acks": _without_acknowledgements,
     "no-idempotency": _without_idempotency,
     "no-replay": _without_replay,
     "crossed-replies": keep_connections_of_cancelled_commands,

@@ -3,6 +3,7 @@
 from signal import SIGCONT
 
 from nearcast import keys
+from tests.faults.evidence import stored_offsets
 from tests.faults.rig import Rig
 from tests.faults.traffic import PARTITIONS
 from tests.system.process import eventually
@@ -37,6 +38,39 @@ async def let_an_engine_oversleep(rig: Rig, step: str, variant: str = "") -> lis
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     rig.history.note("awake", changed=changed)
     return changed
+
+
+async def let_an_engine_wake_before_its_heir_commits(rig: Rig, variant: str = "") -> bool:
+    """One engine stops itself before a commit; another takes its partitions over, and stops itself with its first batch
+    in hand. The first goes on: whether its commit was taken. It looks like its heir's own, by all offsets.
+    """
+    sleeper = rig.add("sleeper", "engine", variant=variant)
+    # Patient enough to keep its partitions while it is stopped.
+    heir = rig.add("heir", "engine", variant=variant, session_ms=10_000)
+    await rig.start(sleeper)
+    town = rig.round()
+    await rig.produce(town.sign_up)
+    await rig.quiet(dispatched=False)
+    sleeper.arm("before_commit", 2, "stop")
+    heir.arm("fetched", 1, "stop")
+    await rig.produce(town.traffic)
+    await sleeper.asleep()
+    assert "errorstat_FENCED" not in await rig.redis.info("errorstats")
+    before, epochs = await stored_offsets(rig.redis), await rig.epochs()
+    await heir.start()
+    await heir.asleep()
+    assert await rig.taken_over_since(epochs)
+    sleeper.signal(SIGCONT)
+
+    async def tried() -> bool:
+        return "errorstat_FENCED" in await rig.redis.info("errorstats") or await stored_offsets(rig.redis) != before
+
+    await eventually(tried, within_s=30.0)
+    taken = await stored_offsets(rig.redis) != before
+    rig.history.note("awake", taken=taken)
+    heir.signal(SIGCONT)
+    await rig.quiet(dispatched=False)
+    return taken
 
 
 async def _picture(rig: Rig) -> Picture:

@@ -141,7 +141,8 @@ class KafkaBroker:
     async def _works(self) -> bool:
         """Whether a record can be produced and fetched back."""
         try:
-            async with asyncio.timeout(5):
+            # Long enough for a busy machine: aiokafka does not clean up well after a client that is given up.
+            async with asyncio.timeout(20):
                 return await _round_trip(self.bootstrap)
         except (KafkaError, TimeoutError, OSError):
             return False
@@ -194,14 +195,21 @@ async def _round_trip(bootstrap: str) -> bool:
         writer.close()
         await create_topics(bootstrap, {_PROBE: 1})
         mark = uuid4().bytes
-        async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
+        # Not `async with`: what can't be started in time would stay open.
+        producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
+        consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap)
+        try:
+            await producer.start()
             written = await producer.send_and_wait(_PROBE, mark, partition=0)
-        async with AIOKafkaConsumer(bootstrap_servers=bootstrap) as consumer:
+            await consumer.start()
             place = TopicPartition(_PROBE, 0)
             consumer.assign([place])
             consumer.seek(place, written.offset)
             record = await consumer.getone()
             return bool(record.value == mark)
+        finally:
+            await producer.stop()
+            await consumer.stop()
     return False
 
 
@@ -223,8 +231,8 @@ async def delete_topics(bootstrap: str) -> None:
 @contextlib.asynccontextmanager
 async def _admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         yield admin
     finally:
         await admin.close()

@@ -51,9 +51,9 @@ async def test_a_killed_demo_leaves_nothing_and_continues(tmp_path: Path) -> Non
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NEARCAST_")}
     command = [sys.executable, "-m", "clients.demo", "--headless", "--data-dir", str(tmp_path / "data"), "--seconds"]
     where = {"cwd": Path(__file__).parents[2], "env": environment}
-    first = await asyncio.create_subprocess_exec(*command, "60", **where, stdout=asyncio.subprocess.PIPE)
+    first = await asyncio.create_subprocess_exec(*command, "120", **where, stdout=asyncio.subprocess.PIPE)
     assert first.stdout is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while b"pushes" not in await first.stdout.readline():
             pass
     first.kill()
