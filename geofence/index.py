@@ -81,15 +81,15 @@ class FenceIndex:
         if not near.size:
             return found
         keys = cover.finest_keys(lats[near], lngs[near])
-        for level in self._levels:
-            points, ordinals, sure = _look_up(level, keys)
-            if not points.size:
-                continue
-            points = near[points]
-            unsure = np.flatnonzero(~sure)
+        points, ordinals, sure = map(
+            np.concatenate, zip(*(_look_up(level, keys) for level in self._levels), strict=True)
+        )
+        points = near[points]
+        unsure = np.flatnonzero(~sure)
+        if unsure.size:
             sure[unsure] = self._exact.contain(ordinals[unsure], lats[points[unsure]], lngs[points[unsure]])
-            for point, ordinal in zip(points[sure].tolist(), ordinals[sure].tolist(), strict=True):
-                found[point] += (ordinal,)
+        for point, ordinal in zip(points[sure].tolist(), ordinals[sure].tolist(), strict=True):
+            found[point] += (ordinal,)
         return [tuple(sorted(ordinals)) if len(ordinals) > 1 else ordinals for ordinals in found]
 
     def distance_m(self, fence_id: FenceId, lat: float, lng: float) -> float:

@@ -41,6 +41,9 @@ logger = logging.getLogger("nearcast.server.engine")
 
 _FETCH_WAIT_MS = 250
 _BACKOFF_S = 0.5
+#: A smaller batch waits for its commit: the next one is worked off sooner than this one is committed, and until it may
+#: be committed itself more events come, which cost less together.
+_WORTH_OVERLAPPING = 200
 #: How often an engine without events looks whether its store is still what it was.
 _LOOK_EVERY_S = 2.0
 #: Looked up once: a batch may hold a single event.
@@ -94,6 +97,8 @@ class Engine:
                     records = await self._consumer.fetch(self._batch_events, _FETCH_WAIT_MS)
                     if records:
                         await self._submit(records)
+                        if len(records) < _WORTH_OVERLAPPING:
+                            await self._settle()
                     elif self._committing is None:
                         await self._look_for_lost_writes()
                     elif self._committing.done():

@@ -47,7 +47,9 @@ LOOK_WITHIN_S = 1.0
 _POLL_S = 0.05
 #: The broker answers a fetch at once when it has anything; until then no other fetch goes to it, also not for a
 #: partition that was just sought, or had been paused.
-_FETCH_WAIT_MS = 25
+_FETCH_WAIT_MS = 100
+#: How often to look whether there is nothing more of a topic that others wait for: that wakes nobody.
+_LOOK_EVERY_MS = 20
 _TOPIC_ALREADY_EXISTS = 36
 
 logger = logging.getLogger("nearcast.server.log.kafka")
@@ -300,8 +302,7 @@ class KafkaLogConsumer:
         await self._read(0, max_records)
         records = self._lanes.take(max_records)
         while not records and (left_ms := round((deadline_s - self._clock.monotonic_s()) * 1000)) > 0:
-            # That nothing more is to come of a topic that others wait for wakes nobody.
-            await self._read(min(left_ms, _FETCH_WAIT_MS) if self._lanes.waiting else left_ms, max_records)
+            await self._read(min(left_ms, _LOOK_EVERY_MS) if self._lanes.waiting else left_ms, max_records)
             records = self._lanes.take(max_records)
         return records
 
