@@ -32,7 +32,7 @@ from server.api.keyring import KeyRing
 from server.api.links import Link
 from server.backlog import watch_backlog
 from server.catalogue_feed import CatalogueFeed
-from server.collecting import look_for_garbage_seldom
+from server.collecting import keep_looking, look_for_garbage_seldom
 from server.core import Core, fold_rules_of, scorer_of
 from server.coupons import CouponBook
 from server.deliveries import DeliveryDesk
@@ -146,6 +146,7 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
     return [
         Root("engine", engine.run),
         Root("timers", timers.run),
+        Root("garbage collector", keep_looking),
         Root("eraser", eraser.run),
         Root("catalogue feed", feed.run),
         Root("engine watchdog", dogs[0].run),
