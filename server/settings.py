@@ -105,7 +105,7 @@ class Settings(BaseSettings):
         2_000, ge=1, le=10_000, description="Most events in one engine batch; bounds how long heartbeats must wait."
     )
     cached_customers: int = Field(
-        200_000, ge=1_000, description="Customers an engine keeps decoded in memory, about 2 KB each."
+        200_000, ge=1_000, description="Customers whose records an engine keeps in memory, about 1 KB each."
     )
     instance_id: str = Field(
         "",
