@@ -2,7 +2,8 @@
 
 `POST /2010-04-01/Accounts/{sid}/Messages.json` with basic auth is answered 201 and a message sid; then the status
 callbacks "sent" and "delivered" are posted to the message's `StatusCallback`, signed as Twilio signs them (HMAC-SHA1
-over the URL and the sorted form fields). A thread answers the requests; everything else happens on the event loop.
+over the URL and the sorted form fields). A request repeated under its `Idempotency-Key` is the same message, not a
+second one. A thread answers each connection; everything else happens on the event loop.
 """
 
 import asyncio
@@ -47,6 +48,8 @@ class SmsBox:
         self._account, self._auth_token = account, auth_token
         self._on_sms, self._on_delivered = on_sms, on_delivered
         self._tasks: set[asyncio.Task[None]] = set()
+        self._taken = threading.Lock()
+        self._by_key: dict[str, Sms] = {}
         self._http = httpx.AsyncClient(timeout=5.0, trust_env=False)
 
     async def __aenter__(self) -> "SmsBox":
@@ -77,9 +80,14 @@ class SmsBox:
         expected = base64.b64encode(f"{self._account}:{self._auth_token}".encode()).decode()
         return hmac.compare_digest(header.encode(), f"Basic {expected}".encode())
 
-    def accept(self, fields: Mapping[str, str]) -> Sms:
-        """Called in a request's thread."""
-        sms = Sms("SM" + secrets.token_hex(16), fields["To"], fields["Body"], fields.get("StatusCallback", ""))
+    def accept(self, fields: Mapping[str, str], key: str) -> Sms:
+        """Called in a connection's thread. `key` is "" for a request that must not be taken for any other."""
+        with self._taken:
+            if key in self._by_key:
+                return self._by_key[key]
+            sms = Sms("SM" + secrets.token_hex(16), fields["To"], fields["Body"], fields.get("StatusCallback", ""))
+            if key:
+                self._by_key[key] = sms
         self._loop.call_soon_threadsafe(self._accepted, sms)
         return sms
 
@@ -129,7 +137,7 @@ def _handler(box: SmsBox) -> type[BaseHTTPRequestHandler]:
             elif not fields.get("To") or not fields.get("Body"):
                 self._answer(400, {"code": 21604, "message": "'To' and 'Body' are required", "status": 400})
             else:
-                sms = box.accept(fields)
+                sms = box.accept(fields, self.headers.get("Idempotency-Key", ""))
                 self._answer(201, {"sid": sms.sid, "status": "queued", "to": sms.to, "error_code": None})
 
         def _answer(self, status: int, body: dict[str, object]) -> None:

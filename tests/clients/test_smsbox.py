@@ -58,6 +58,17 @@ async def test_a_message_is_accepted_and_reported(box: SmsBox, received: dict[st
     assert [sms.to for sms in received["accepted"]] == ["+4366055001"]
 
 
+async def test_a_repeated_request_is_the_same_message(box: SmsBox, received: dict[str, list[Sms]]) -> None:
+    """Under the same key it gets the same answer, and nobody gets a second text; without a key each is a message."""
+    async with httpx.AsyncClient(trust_env=False, auth=("AC1", "secret")) as http:
+        keyed = [await http.post(box.url + box.path, data=FORM, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+        assert keyed[0].json() == keyed[1].json()
+        await until(lambda: len(received["accepted"]) == 1)
+        for _ in range(2):
+            assert (await http.post(box.url + box.path, data=FORM)).json()["sid"] != keyed[0].json()["sid"]
+    await until(lambda: len(received["accepted"]) == 3)
+
+
 async def test_a_refused_callback_is_not_a_delivery(box: SmsBox, received: dict[str, list[Sms]]) -> None:
     """Delivered counts only what nearcast accepted; a 4xx is not repeated."""
     with recording_server(status=403) as server:
