@@ -1,13 +1,15 @@
 """The words of a promotion, rendered for one customer. Values in, text out; nothing here does I/O.
 
-The templates are written by the retailer and run sandboxed: they see `product`, `store`, `discount`, `price` and
-`customer` and no more. A name that does not exist is an error, found by `check_words` before a promotion is accepted,
-and never an empty gap in a message. What is merely absent (a promotion without a product) is an empty text.
+The templates are written by the retailer and run sandboxed: they see `product`, `store`, `discount`, `price`,
+`customer`, `order`, `pickup_store` and `minutes`, and no more. A name that does not exist is an error, found by
+`check_words` before a promotion is accepted, and never an empty gap in a message. What is merely absent (a promotion
+without a product) is an empty text.
 
 The result is plain text on one line; whoever puts it into HTML escapes it.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from jinja2 import StrictUndefined, Template, TemplateError, meta
@@ -15,6 +17,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from channels.contract import one_line
 from nearcast.errors import InputError
+from nearcast.moments import Pickup
 from nearcast.world import Discount, Product, Promotion, Store, Words
 
 MAX_TITLE = 120
@@ -22,7 +25,7 @@ MAX_BODY = 480
 
 #: Languages that write 3,49 and put the currency and the percent sign after the number.
 _COMMA_LANGUAGES = frozenset({"cs", "da", "de", "es", "fi", "fr", "it", "nb", "nl", "pl", "pt", "ro", "ru", "sv", "tr"})
-_NAMES = frozenset({"product", "store", "discount", "price", "customer"})
+_NAMES = frozenset({"product", "store", "discount", "price", "customer", "order", "pickup_store", "minutes"})
 
 # Plain text, see above: escaping here would put &amp; into an SMS.
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
@@ -51,6 +54,10 @@ class Facts:
     discount: str = ""
     price: str = ""
     customer: Named = field(default_factory=Named)
+    #: Of a pickup: the order, where it is, and in how many minutes the customer will be there ("" if unknown).
+    order: str = ""
+    pickup_store: Named = field(default_factory=Named)
+    minutes: int | str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,14 @@ def words_for(promotion: Promotion, locale: str) -> Words:
 def check_words(promotion: Promotion) -> list[str]:
     """Every fault in the promotion's templates, each with its place; an empty list means all of them render."""
     full = Facts(
-        product=Named("Tea", "green"), store=Named("Main St"), discount="20%", price="$3.49", customer=Named("Al")
+        product=Named("Tea", "green"),
+        store=Named("Main St"),
+        discount="20%",
+        price="$3.49",
+        customer=Named("Al"),
+        order="A-17",
+        pickup_store=Named("Main St"),
+        minutes=4,
     )
     faults = []
     for locale, words in promotion.words.items():
@@ -119,6 +133,16 @@ def facts_of(
         discount=written_discount,
         price=money(product.price_cents, locale, currency) if product and product.price_cents else "",
         customer=Named(customer),
+    )
+
+
+def with_pickup(facts: Facts, pickup: Pickup, store: Store | None, at_ms: int) -> Facts:
+    """The same with what is known of a pickup at `at_ms`; `store` is where the order is."""
+    return replace(
+        facts,
+        order=pickup.order,
+        pickup_store=Named(store.name) if store else Named(),
+        minutes=max(0, math.ceil((pickup.eta_ms - at_ms) / 60_000)) if pickup.eta_ms else "",
     )
 
 

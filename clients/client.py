@@ -105,6 +105,10 @@ class Nearcast:
         except httpx.HTTPError:
             return False
 
+    async def footfall(self, store: str) -> dict[str, Any]:
+        """How many people are in the store's fences now, as far as that may be shown."""
+        return msgspec.json.decode(await self._call("GET", f"/v1/stores/{store}/footfall"), type=dict[str, Any])
+
     async def metrics(self) -> str:
         """The server's metrics in Prometheus' text format."""
         return (await self._call("GET", "/metrics")).decode()

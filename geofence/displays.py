@@ -12,7 +12,8 @@ from nearcast.world import Circle, Fence, Product
 def display_fences(product: Product) -> list[Fence]:
     """One fence per display, in the order of the displays; the id's number counts the displays in its own store.
 
-    A display is left at twice its radius: the general margin of 10 m would reach across several aisles.
+    A display is left at twice its radius: the general margin of 10 m would reach across several aisles. All else it has
+    from the fence around it, if it names one.
     """
     counts: Counter[str] = Counter()
     fences = []
@@ -24,7 +25,10 @@ def display_fences(product: Product) -> list[Fence]:
                 kind="product",
                 geometry=Circle(center=(display.lng, display.lat), radius_m=display.radius_m),
                 name=product.name,
+                parent=display.parent,
                 sku=product.sku,
+                floor=display.floor,
+                beacons=display.beacons,
                 exit_margin_m=min(display.radius_m, 10.0),
             )
         )

@@ -1,120 +1,146 @@
 """Fences as GeoJSON (RFC 7946) and back.
 
 A fence is a Feature whose `properties` carry the fields of `nearcast.world.Fence`. Polygons are themselves; a circle,
-which GeoJSON has none of, is a Point with the property `radius_m`. What one function writes, the other reads.
+which GeoJSON has none of, is a Point with the property `radius_m`, and a corridor a LineString with the property
+`buffer_m`. What one function writes, the other reads.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
 from geofence.geometry import compile_geometry
 from nearcast.errors import InputError
-from nearcast.events import Id, Text
-from nearcast.world import Circle, Fence, FenceKind, Geometry, Latitude, Longitude, Metres, MultiPolygon, Polygon
+from nearcast.world import (
+    Circle,
+    Corridor,
+    Fence,
+    FenceProperties,
+    Geometry,
+    Latitude,
+    Longitude,
+    Metres,
+    MultiPolygon,
+    Polygon,
+)
+
+_FIELDS = FenceProperties.__struct_fields__
 
 
-class _Point(msgspec.Struct, tag="Point", frozen=True, forbid_unknown_fields=True):
+class Point(msgspec.Struct, tag="Point", frozen=True, forbid_unknown_fields=True):
+    """The centre of a circle."""
+
     coordinates: tuple[Longitude, Latitude]
 
 
-class _Properties(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    id: Id
-    store: Id
-    kind: FenceKind
-    name: Text = ""
-    parent: Id | None = None
-    sku: Id | None = None
-    dwell_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
-    exit_margin_m: Annotated[float, msgspec.Meta(ge=0, le=1_000)] = 10.0
+class LineString(msgspec.Struct, tag="LineString", frozen=True, forbid_unknown_fields=True):
+    """The middle of a corridor."""
+
+    coordinates: list[tuple[Longitude, Latitude]]
+
+
+class Properties(FenceProperties, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A fence's fields; `radius_m` belongs to a Point, and `buffer_m` to a LineString."""
+
     radius_m: Metres | None = None
+    buffer_m: Metres | None = None
 
 
-class _Feature(msgspec.Struct, tag="Feature", frozen=True, kw_only=True):
-    geometry: _Point | Polygon | MultiPolygon
-    properties: _Properties
+class Feature(msgspec.Struct, tag="Feature", frozen=True, kw_only=True):
+    """One fence."""
+
+    geometry: Point | LineString | Polygon | MultiPolygon
+    properties: Properties
+
+
+class FeatureCollection(msgspec.Struct, frozen=True, kw_only=True):
+    """Fences."""
+
+    type: Literal["FeatureCollection"] = "FeatureCollection"
+    features: list[Feature]
 
 
 class _Collection(msgspec.Struct, tag="FeatureCollection", frozen=True):
     features: list[msgspec.Raw]
 
 
-class _Written(msgspec.Struct, frozen=True):
-    type: Literal["FeatureCollection"]
-    features: list[_Feature]
-
-
 _READ_COLLECTION = msgspec.json.Decoder(_Collection)
-_READ_FEATURE = msgspec.json.Decoder(_Feature)
+_READ_FEATURE = msgspec.json.Decoder(Feature)
 
 
 def fences_from_geojson(data: bytes) -> list[Fence]:
     """The fences of a FeatureCollection, in its order.
 
     Raises `InputError`: "invalid_geojson" for a wrong shape of the document, "invalid_geometry" for impossible
-    outlines; `where` names the feature, counted from 0.
+    outlines, "duplicate_fence"; `where` names the feature, counted from 0, and the field, or the ring and vertex.
     """
     try:
         collection = _READ_COLLECTION.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError("invalid_geojson", str(error)) from None
-    return [_fence_of(raw, f"features[{number}]") for number, raw in enumerate(collection.features)]
+    fences: dict[str, Fence] = {}
+    for number, raw in enumerate(collection.features):
+        fence = fence_from_feature(raw, f"features[{number}]")
+        if fence.id in fences:
+            first = list(fences).index(fence.id)
+            detail = f"the id {fence.id!r} is that of features[{first}], too"
+            raise InputError("duplicate_fence", detail, f"features[{number}].properties.id")
+        fences[fence.id] = fence
+    return list(fences.values())
+
+
+def fence_from_feature(data: bytes | msgspec.Raw, place: str = "feature") -> Fence:
+    """The fence of one Feature, which errors call `place`. Raises `InputError` as `fences_from_geojson` does."""
+    try:
+        feature = _READ_FEATURE.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        detail, _, field = str(error).partition(" - at ")
+        raise InputError("invalid_geojson", detail, place + field.strip("`").removeprefix("$")) from None
+    geometry = _geometry_of(feature, place)
+    try:
+        compile_geometry(geometry)
+    except InputError as error:
+        raise InputError(error.reason, error.detail, f"{place}, {error.where}") from None
+    return Fence(geometry=geometry, **{name: getattr(feature.properties, name) for name in _FIELDS})
 
 
 def fences_to_geojson(fences: Iterable[Fence]) -> bytes:
     """A FeatureCollection, in the order given."""
-    return msgspec.json.encode(_Written("FeatureCollection", [_feature_of(fence) for fence in fences]))
+    return msgspec.json.encode(collection_of(fences))
 
 
-def _fence_of(raw: msgspec.Raw, place: str) -> Fence:
-    try:
-        feature = _READ_FEATURE.decode(raw)
-        properties = feature.properties
-        fence = Fence(
-            id=properties.id,
-            store=properties.store,
-            kind=properties.kind,
-            geometry=_geometry_of(feature),
-            name=properties.name,
-            parent=properties.parent,
-            sku=properties.sku,
-            dwell_s=properties.dwell_s,
-            exit_margin_m=properties.exit_margin_m,
-        )
-    except (ValueError, RecursionError) as error:
-        raise InputError("invalid_geojson", str(error), place) from None
-    try:
-        compile_geometry(fence.geometry)
-    except InputError as error:
-        raise InputError(error.reason, error.detail, f"{place}, {error.where}") from None
-    return fence
+def collection_of(fences: Iterable[Fence]) -> FeatureCollection:
+    """What `fences_to_geojson` writes."""
+    return FeatureCollection(features=[_feature_of(fence) for fence in fences])
 
 
-def _geometry_of(feature: _Feature) -> Geometry:
-    radius_m = feature.properties.radius_m
-    if not isinstance(feature.geometry, _Point):
-        if radius_m is not None:
-            raise ValueError("`radius_m` belongs to a Point, which it makes a circle")
-        return feature.geometry
-    if radius_m is None:
-        raise ValueError("a Point needs the property `radius_m`: a fence has an area")
-    return Circle(center=feature.geometry.coordinates, radius_m=radius_m)
+def _geometry_of(feature: Feature, place: str) -> Geometry:
+    shape, radius_m, buffer_m = feature.geometry, feature.properties.radius_m, feature.properties.buffer_m
+    if radius_m is not None and not isinstance(shape, Point):
+        raise _wrong("it belongs to a Point, which it makes a circle", place, "radius_m")
+    if buffer_m is not None and not isinstance(shape, LineString):
+        raise _wrong("it belongs to a LineString, which it gives room around it", place, "buffer_m")
+    if isinstance(shape, Point):
+        if radius_m is None:
+            raise _wrong("a Point needs it: a fence has an area", place, "radius_m")
+        return Circle(center=shape.coordinates, radius_m=radius_m)
+    if isinstance(shape, LineString):
+        if buffer_m is None:
+            raise _wrong("a LineString needs it: a fence has an area", place, "buffer_m")
+        return Corridor(coordinates=shape.coordinates, buffer_m=buffer_m)
+    return shape
 
 
-def _feature_of(fence: Fence) -> _Feature:
-    circle = fence.geometry if isinstance(fence.geometry, Circle) else None
-    return _Feature(
-        geometry=_Point(fence.geometry.center) if isinstance(fence.geometry, Circle) else fence.geometry,
-        properties=_Properties(
-            id=fence.id,
-            store=fence.store,
-            kind=fence.kind,
-            name=fence.name,
-            parent=fence.parent,
-            sku=fence.sku,
-            dwell_s=fence.dwell_s,
-            exit_margin_m=fence.exit_margin_m,
-            radius_m=circle.radius_m if circle else None,
-        ),
-    )
+def _wrong(detail: str, place: str, name: str) -> InputError:
+    return InputError("invalid_geojson", detail, f"{place}.properties.{name}")
+
+
+def _feature_of(fence: Fence) -> Feature:
+    fields = {name: getattr(fence, name) for name in _FIELDS}
+    shape = fence.geometry
+    if isinstance(shape, Circle):
+        return Feature(geometry=Point(shape.center), properties=Properties(**fields, radius_m=shape.radius_m))
+    if isinstance(shape, Corridor):
+        return Feature(geometry=LineString(shape.coordinates), properties=Properties(**fields, buffer_m=shape.buffer_m))
+    return Feature(geometry=shape, properties=Properties(**fields))

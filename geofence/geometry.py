@@ -11,12 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 import shapely
 
+from geofence.corridors import outline
 from geofence.shapes import Area, Disc, Shape
+from geofence.sphere import EARTH_RADIUS_M
 from nearcast.errors import InputError
-from nearcast.world import Circle, Geometry, Polygon
+from nearcast.world import Circle, Corridor, Geometry, Polygon
 
 Position = tuple[float, float]
 Ring = Sequence[Position]
+#: Beyond it, what `corridors` builds errs by more than it says.
+MAX_LINE_LATITUDE = 80.0
 
 _SPLIT = (
     "spans more than 180 degrees of longitude: split a polygon that crosses the antimeridian into a MultiPolygon "
@@ -31,6 +35,9 @@ def compile_geometry(geometry: Geometry) -> Shape:
         if not 0 < geometry.radius_m <= 100_000:
             raise _invalid(f"`radius_m` must be within 0..100000 metres, not {geometry.radius_m}", "radius_m")
         return Disc(geometry.center[1], geometry.center[0], geometry.radius_m)
+    if isinstance(geometry, Corridor):
+        _check_line(geometry)
+        return Area(outline(geometry.coordinates, geometry.buffer_m))
     if isinstance(geometry, Polygon):
         return Area(_polygon(geometry.coordinates, ""))
     if not geometry.coordinates:
@@ -40,6 +47,30 @@ def compile_geometry(geometry: Geometry) -> Shape:
     multipolygon = shapely.MultiPolygon(polygons)
     _check_rest(multipolygon, "multipolygon")
     return Area(multipolygon)
+
+
+def _check_line(corridor: Corridor) -> None:
+    line, buffer_m = corridor.coordinates, corridor.buffer_m
+    if not 0 < buffer_m <= 100_000:
+        raise _invalid(f"`buffer_m` must be within 0..100000 metres, not {buffer_m}", "buffer_m")
+    for number, position in enumerate(line):
+        _check_position(position, f"line, vertex {number}")
+        if abs(position[1]) + math.degrees(buffer_m / EARTH_RADIUS_M) > MAX_LINE_LATITUDE:
+            raise _invalid(
+                f"a line and its buffer must stay within {MAX_LINE_LATITUDE:g} degrees of latitude; "
+                f"this vertex is at {_text(position)}",
+                f"line, vertex {number}",
+            )
+    if len(set(line)) < 2:
+        raise _invalid(f"a line needs at least 2 different positions; this one has {len(set(line))}", "line")
+    for number, (start, end) in enumerate(itertools.pairwise(line)):
+        if abs(end[0] - start[0]) > 180:
+            raise _invalid(
+                f"the edge from {_text(start)} to {_text(end)} spans more than 180 degrees of longitude: make a line "
+                "that crosses the antimeridian two fences, or add vertices in between if the edge is meant to be that "
+                "long",
+                f"line, vertex {number}",
+            )
 
 
 def _polygon(rings: Sequence[Ring], place: str) -> shapely.Polygon:

@@ -1,194 +1,349 @@
 """Which fences contain a position: an immutable index over all fences of the world.
 
 A batch of positions passes three sieves: the coarse grid (`grid`) drops what is near no fence; the finest H3 cell and
-its ancestors are looked up in the covers (`cover`), where sure-inside cells answer at once; and the exact test
-(`shapes`) settles boundary cells. The answer is always the exact test's answer, and that of one position does not
+its ancestors are looked up in the covers (`cover`, `cells`), where sure-inside cells answer at once; and the exact test
+(`exact`) settles boundary cells. The answer is always the exact test's answer, and that of one position does not
 depend on the others in its batch.
 
 Coordinates must be valid: latitude within -90..90, longitude within -180..180, no NaN (events are checked on decoding).
+
+An index built on a previous one takes over what is compiled there. Every compiled shape has a number, its *slot*; a
+change adds slots, with a small table of their cells beside the large one, and the slots of fences that are gone no
+longer answer. When a good part of all slots is new or gone, the tables are made anew. Nothing is changed in place, so
+one thread may match while another builds the next index.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 import numpy as np
-from numpy.typing import NDArray
 
 from geofence import cover, sampling
+from geofence.cells import CellTable, Numbers, Rows
+from geofence.evidence import Evidence
+from geofence.exact import ExactTest
 from geofence.geometry import compile_geometry
 from geofence.grid import Grid
-from geofence.shapes import Area, Disc, Geometries, Shape, areas_contain, discs_contain
-from geofence.sphere import Bools, Floats
+from geofence.layered import Layered
+from geofence.rings import Ring, ring_around
+from geofence.rules import Rules, rules_of
+from geofence.shapes import Disc, Shape
+from geofence.sphere import EARTH_RADIUS_M, Bools, Boxes, Floats, box_around
 from nearcast.errors import InputError
-from nearcast.ids import FenceId
+from nearcast.ids import FenceId, StoreId
 from nearcast.world import Fence
 
-Ordinals = NDArray[np.int64]
+#: The tables are made anew when more slots than this, and more than this share of all, are new or gone.
+_LOOSE_SLOTS, _LOOSE_SHARE = 1_024, 0.1
+#: Boxes around discs are wider by this, which is far more than rounding takes away.
+_BOX_PAD_M = 0.001
+#: Fewer positions are faster looked at one by one.
+_FEW = 24
+_ORDINAL_BITS = 32
+_ORDINAL = (1 << _ORDINAL_BITS) - 1
+
+Shapes = tuple[Shape | Ring, ...]
 
 
-class Compiled(NamedTuple):
-    """A fence's geometry, ready for use; made once and reused as long as the geometry stays the same."""
+class _Tables(NamedTuple):
+    """All that is compiled, by slot. A fence with an `approach_m` has two: its own, and the next one for its ring."""
 
-    shape: Shape
-    cells: tuple[cover.Cell, ...]
+    shapes: Shapes
+    #: Whether the next slot is this one's ring.
+    ringed: Bools
+    exact: ExactTest
+    grid: Grid
+    cells: CellTable
+    #: The cells of the slots from `first_added` on.
+    added: CellTable
+    first_added: int
 
 
-class _Level(NamedTuple):
-    """The cells of one resolution: sorted keys, and for cell i the fences `ordinals[firsts[i]:firsts[i + 1]]`."""
+class _Slots(NamedTuple):
+    """Of each fence the slot."""
 
-    resolution: int
-    keys: cover.Keys
-    firsts: Ordinals
-    ordinals: Ordinals
-    sure: Bools
+    by_id: Layered[FenceId, int]
+    by_ordinal: Numbers
+
+
+class _Places:
+    """Where in a tuple each fence stands. The objects are told apart by identity, so that none has to be looked at."""
+
+    def __init__(self, fences: tuple[Fence, ...]) -> None:
+        self.fences = fences
+        self.identities: Numbers = np.fromiter(map(id, fences), dtype=np.int64, count=len(fences))
+        self.order: Numbers = np.argsort(self.identities)
+        self.ordered = self.identities[self.order]
+
+    def in_other(self, other: "_Places") -> Numbers:
+        """The place in the other tuple of each fence in this one; -1 for those that aren't there."""
+        if not other.fences:
+            return np.full(len(self.fences), -1, dtype=np.int64)
+        found = np.minimum(np.searchsorted(other.ordered, self.identities), len(other.fences) - 1)
+        return np.where(other.ordered[found] == self.identities, other.order[found], -1)
+
+    def not_among(self, places: Numbers) -> Numbers:
+        """The places here that are not among these."""
+        rest: Bools = np.ones(len(self.fences), dtype=np.bool_)
+        rest[places[places >= 0]] = False
+        return np.flatnonzero(rest)
 
 
 class FenceIndex:
     """All fences. `match` is what the engine calls for a batch; the other questions are about one fence."""
 
-    def __init__(self, fences: tuple[Fence, ...], compiled: tuple[Compiled, ...]) -> None:
+    def __init__(
+        self,
+        places: "_Places",
+        by_id: Layered[FenceId, Fence],
+        slots: "_Slots",
+        tables: _Tables,
+        zones: Mapping[StoreId, ZoneInfo | None],
+    ) -> None:
         """Use `build`."""
-        self.fences = fences
-        self.by_id: Mapping[FenceId, Fence] = MappingProxyType({fence.fence_id: fence for fence in fences})
-        self._compiled = MappingProxyType(dict(zip(self.by_id, compiled, strict=True)))
-        self._ancestors = MappingProxyType({fence.fence_id: _ancestors_of(fence, self.by_id) for fence in fences})
-        self._grid = Grid(item.shape.boxes() for item in compiled)
-        self._levels = _levels_of([item.cells for item in compiled])
-        self._exact = _ExactTest([item.shape for item in compiled])
+        self._places = places
+        self.fences = places.fences
+        self.by_id = by_id
+        #: By whose clock the fences of a store open and close; of a store that is missing by UTC.
+        self.zones = zones
+        self._slots = slots
+        self._tables = tables
+        self._ancestors = _Ancestors(self.by_id)
+        #: What holds in each fence: to be looked up, not to be listed.
+        self.rules: Mapping[FenceId, Rules] = _RulesOf(self._ancestors)
+        own = slots.by_ordinal
+        near = np.flatnonzero(tables.ringed[own])
+        #: The ordinals of the fences with an `approach_m`: see `match`.
+        self.near: tuple[int, ...] = tuple(near.tolist())
+        #: The ordinal of each slot; -1 for those that are gone.
+        self._ordinals: Numbers = np.full(len(tables.shapes), -1, dtype=np.int64)
+        self._ordinals[own] = np.arange(len(own))
+        self._ordinals[own[near] + 1] = len(own) + np.arange(len(near))
 
     @classmethod
-    def build(cls, fences: Iterable[Fence], previous: "FenceIndex | None" = None) -> "FenceIndex":
-        """The index of `fences`, whose order gives the ordinals.
+    def build(
+        cls,
+        fences: Iterable[Fence],
+        previous: "FenceIndex | None" = None,
+        zones: Mapping[StoreId, ZoneInfo | None] = MappingProxyType({}),
+    ) -> "FenceIndex":
+        """The index of `fences`, whose order gives the ordinals. `zones`: the time zones of stores, for fences' hours.
 
-        `previous` saves the work on fences whose geometry is the same there; the result is the same without it.
-        Raises `InputError`: "invalid_geometry", "duplicate_fence", "cyclic_parents"; `where` names the fence.
+        `previous` saves the work on fences that are the same there, most of all on those that are the same objects;
+        the result is the same without it. Raises `InputError`: "duplicate_fence", "invalid_geometry",
+        "cyclic_parents"; `where` names the fence.
         """
-        items = tuple(fences)
-        seen: set[FenceId] = set()
-        compiled = []
-        for fence in items:
-            if fence.fence_id in seen:
-                raise InputError("duplicate_fence", "two fences have the same id", f"fence {fence.id}")
-            seen.add(fence.fence_id)
-            compiled.append(_compile(fence, previous))
-        return cls(items, tuple(compiled))
+        old = previous if previous is not None else _EMPTY
+        places = _Places(tuple(fences))
+        by_id, slots, tables = old._after(places)  # noqa: SLF001  (one index looks into another)
+        used = len(places.fences) + int(tables.ringed[slots.by_ordinal].sum())
+        loose = len(tables.shapes) - tables.first_added + len(tables.shapes) - used + by_id.loose
+        if previous is None or tables.grid.crowded or loose > max(_LOOSE_SLOTS, _LOOSE_SHARE * len(tables.shapes)):
+            by_id = Layered(dict(by_id))
+            slots, tables = _tidied(slots, tables)
+        return cls(places, by_id, slots, tables, zones)
+
+    def _after(self, places: "_Places") -> "tuple[Layered[FenceId, Fence], _Slots, _Tables]":
+        """What there is after a change to other fences; only those that are new are looked at."""
+        fences, before = places.fences, places.in_other(self._places)
+        new = [(place, fences[place]) for place in np.flatnonzero(before < 0).tolist()]
+        by_new_id = {fence.fence_id: fence for _, fence in new}
+        gone = {self.fences[place].fence_id for place in self._places.not_among(before).tolist()} - by_new_id.keys()
+        by_id = self.by_id.changed(gone, by_new_id)
+        if len(by_id) < len(fences):
+            raise _duplicate(fences)
+        by_ordinal = np.append(self._slots.by_ordinal, -1)[before]
+        moved: dict[FenceId, int] = {}
+        added: list[Shape | Ring] = []
+        ringed: list[bool] = []
+        for place, fence in new:
+            fence_id = fence.fence_id
+            if _same_place(fence, self.by_id.get(fence_id)):
+                by_ordinal[place] = self._slots.by_id[fence_id]
+                continue
+            by_ordinal[place] = moved[fence_id] = len(self._tables.shapes) + len(added)
+            shapes = _compile(fence)
+            added += shapes
+            ringed += [True, False] if len(shapes) > 1 else [False]
+        _check_parents([fence for _, fence in new], fences, by_id)
+        slots = _Slots(self._slots.by_id.changed(gone, moved), by_ordinal)
+        return by_id, slots, _with(self._tables, added, ringed) if added else self._tables
 
     def match(self, lats: Floats, lngs: Floats) -> list[tuple[int, ...]]:
-        """For each position the ordinals of the fences that contain it, ascending."""
+        """For each position the ordinals of the fences that contain it, ascending.
+
+        After them: an ordinal of `len(fences) + n` says that the position is within `approach_m` of the fence
+        `fences[near[n]]`, be it outside of that fence or in it. Fences without `approach_m` have no such ordinal.
+        """
         found: list[tuple[int, ...]] = [()] * len(lats)
-        near = np.flatnonzero(self._grid.near(lats, lngs))
-        if not near.size:
+        tables = self._tables
+        near = tables.grid.near_few(lats, lngs) if len(lats) <= _FEW else tables.grid.near(lats, lngs)
+        if not len(near):
             return found
-        keys = cover.finest_keys(lats[near], lngs[near])
-        points, ordinals, sure = map(
-            np.concatenate, zip(*(_look_up(level, keys) for level in self._levels), strict=True)
-        )
-        points = near[points]
-        unsure = np.flatnonzero(~sure)
+        lats, lngs = lats[near], lngs[near]
+        keys = cover.finest_keys(lats, lngs)
+        points, owners = tables.cells.look_up(keys)
+        if len(tables.added):
+            more_points, more_owners = tables.added.look_up(keys)
+            points, owners = np.concatenate((points, more_points)), np.concatenate((owners, more_owners))
+        slots = owners >> 1
+        ordinals = self._ordinals[slots]
+        (unsure,) = (owners & 1 == 0).nonzero()
         if unsure.size:
-            sure[unsure] = self._exact.contain(ordinals[unsure], lats[points[unsure]], lngs[points[unsure]])
-        for point, ordinal in zip(points[sure].tolist(), ordinals[sure].tolist(), strict=True):
-            found[point] += (ordinal,)
-        return [tuple(sorted(ordinals)) if len(ordinals) > 1 else ordinals for ordinals in found]
+            asked = points[unsure]
+            held = tables.exact.contain(slots[unsure], lats[asked], lngs[asked])
+            ordinals[unsure[~held]] = -1
+        (hits,) = (ordinals >= 0).nonzero()
+        pairs = near[points[hits]] << _ORDINAL_BITS | ordinals[hits]
+        pairs.sort()
+        for place, ordinal in zip((pairs >> _ORDINAL_BITS).tolist(), (pairs & _ORDINAL).tolist(), strict=True):
+            found[place] += (ordinal,)
+        return found
 
     def distance_m(self, fence_id: FenceId, lat: float, lng: float) -> float:
         """Metres from the position to the fence; 0 inside."""
-        return self._compiled[fence_id].shape.distance_m(lat, lng)
+        return self._shape(fence_id).distance_m(lat, lng)
+
+    def depth_m(self, fence_id: FenceId, lat: float, lng: float) -> float:
+        """Metres from the position to the fence's edge; below 0 outside."""
+        return self._shape(fence_id).depth_m(lat, lng)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What else than coordinates proves presence in which fence."""
+        return Evidence(self.fences)
 
     def reach_m(self, fence_id: FenceId) -> float:
         """The fence's size: a circle's radius, or the radius of the disc that has a polygon's area."""
-        return self._compiled[fence_id].shape.reach_m
+        return self._shape(fence_id).reach_m
 
     def probability(self, fence_id: FenceId, lat: float, lng: float, accuracy_m: float) -> float:
         """How probable it is that someone with this fix is inside the fence; see `sampling`."""
-        return sampling.probability_inside(self._compiled[fence_id].shape, lat, lng, accuracy_m)
+        return sampling.probability_inside(self._shape(fence_id), lat, lng, accuracy_m)
 
     def ancestors(self, fence_id: FenceId) -> tuple[Fence, ...]:
         """The fences around this one: its parent, the parent's parent and so on, as far as they exist."""
         return self._ancestors[fence_id]
 
-
-class _ExactTest:
-    """Columns of all shapes by ordinal, so that mixed pairs of fence and position are tested together."""
-
-    def __init__(self, shapes: list[Shape]) -> None:
-        discs = [shape if isinstance(shape, Disc) else None for shape in shapes]
-        areas = [shape if isinstance(shape, Area) else None for shape in shapes]
-        self._is_disc: Bools = np.array([disc is not None for disc in discs], dtype=np.bool_)
-        self._discs: Floats = np.array(
-            [(disc.lat, disc.lng, disc.limit) if disc else (0.0, 0.0, 0.0) for disc in discs], dtype=np.float64
-        ).reshape(-1, 3)
-        self._areas: Geometries = np.array([area.geometry if area else None for area in areas], dtype=np.object_)
-        self._north: Bools = np.array([area is not None and area.holds_north_pole for area in areas], dtype=np.bool_)
-        self._south: Bools = np.array([area is not None and area.holds_south_pole for area in areas], dtype=np.bool_)
-
-    def contain(self, ordinals: Ordinals, lats: Floats, lngs: Floats) -> Bools:
-        result: Bools = np.zeros(len(ordinals), dtype=np.bool_)
-        of_discs = self._is_disc[ordinals]
-        on = np.flatnonzero(of_discs)
-        if on.size:
-            lat, lng, limit = self._discs[ordinals[on]].T
-            result[on] = discs_contain(lat, lng, limit, lats[on], lngs[on])
-        on = np.flatnonzero(~of_discs)
-        if on.size:
-            which = ordinals[on]
-            result[on] = areas_contain(self._areas[which], self._north[which], self._south[which], lats[on], lngs[on])
-        return result
+    def _shape(self, fence_id: FenceId) -> Shape:
+        shape: Shape = self._tables.shapes[self._slots.by_id[fence_id]]  # type: ignore[assignment]  # a ring has no id
+        return shape
 
 
-def _compile(fence: Fence, previous: FenceIndex | None) -> Compiled:
-    if previous is not None:
-        known = previous.by_id.get(fence.fence_id)
-        if known is not None and known.geometry == fence.geometry:
-            return previous._compiled[fence.fence_id]  # noqa: SLF001  (an index may look into another)
+class _Ancestors(dict[FenceId, tuple[Fence, ...]]):
+    """The fences around each fence, worked out when first asked for."""
+
+    def __init__(self, by_id: Mapping[FenceId, Fence]) -> None:
+        super().__init__()
+        self.by_id = by_id
+
+    def __missing__(self, fence_id: FenceId) -> tuple[Fence, ...]:
+        found: list[Fence] = []
+        above = self.by_id[fence_id]
+        while above.parent is not None and (parent := self.by_id.get(FenceId(above.parent))) is not None:
+            found.append(parent)
+            above = parent
+        self[fence_id] = tuple(found)
+        return self[fence_id]
+
+
+class _RulesOf(dict[FenceId, Rules]):
+    """The rules of each fence, worked out when first asked for."""
+
+    def __init__(self, ancestors: _Ancestors) -> None:
+        super().__init__()
+        self._around = ancestors
+
+    def __missing__(self, fence_id: FenceId) -> Rules:
+        self[fence_id] = rules_of(self._around.by_id[fence_id], self._around[fence_id])
+        return self[fence_id]
+
+
+def _duplicate(fences: Sequence[Fence]) -> InputError:
+    seen: set[str] = set()
+    twin = next(fence.id for fence in fences if fence.id in seen or seen.add(fence.id))  # type: ignore[func-returns-value]
+    return InputError("duplicate_fence", "two fences have the same id", f"fence {twin}")
+
+
+def _same_place(fence: Fence, known: Fence | None) -> bool:
+    return known is not None and known.geometry == fence.geometry and known.approach_m == fence.approach_m
+
+
+def _compile(fence: Fence) -> list[Shape | Ring]:
     try:
         shape = compile_geometry(fence.geometry)
     except InputError as error:
         raise InputError(error.reason, error.detail, f"fence {fence.id}, {error.where}") from None
-    return Compiled(shape, tuple(cover.cover(shape)))
+    return [shape, ring_around(shape, fence.approach_m)] if fence.approach_m else [shape]
 
 
-def _ancestors_of(fence: Fence, by_id: Mapping[FenceId, Fence]) -> tuple[Fence, ...]:
-    found: list[Fence] = []
-    above = fence
-    while above.parent is not None and (parent := by_id.get(FenceId(above.parent))) is not None:
-        if parent is fence or parent in found:
-            raise InputError("cyclic_parents", "a fence can't be its own ancestor", f"fence {fence.id}")
-        found.append(parent)
-        above = parent
-    return tuple(found)
+def _check_parents(changed: Sequence[Fence], fences: Sequence[Fence], by_id: Mapping[FenceId, Fence]) -> None:
+    """Refuse a cycle. One that was not there before has a changed fence in it; the first fence that leads to it is
+    named."""
+    if fence := _leads_to_cycle(changed, by_id) and _leads_to_cycle(fences, by_id):
+        raise InputError("cyclic_parents", "a fence can't be its own ancestor", f"fence {fence.id}")
 
 
-def _levels_of(covers: list[tuple[cover.Cell, ...]]) -> list[_Level]:
-    rows: dict[int, list[tuple[int, int, bool]]] = {}
-    for ordinal, cells in enumerate(covers):
-        for cell in cells:
-            rows.setdefault(cell.resolution, []).append((cell.key, ordinal, cell.sure))
-    levels = []
-    for resolution, entries in sorted(rows.items()):
-        entries.sort()
-        keys = np.array([key for key, _, _ in entries], dtype=np.uint64)
-        distinct, firsts = np.unique(keys, return_index=True)
-        levels.append(
-            _Level(
-                resolution,
-                distinct,
-                np.append(firsts, len(keys)).astype(np.int64),
-                np.array([ordinal for _, ordinal, _ in entries], dtype=np.int64),
-                np.array([sure for _, _, sure in entries], dtype=np.bool_),
-            )
-        )
-    return levels
+def _leads_to_cycle(fences: Sequence[Fence], by_id: Mapping[FenceId, Fence]) -> Fence | None:
+    good: set[str] = set()
+    for fence in fences:
+        line: set[str] = set()
+        above: Fence | None = fence
+        while above is not None and above.id not in good:
+            if above.id in line:
+                return fence
+            line.add(above.id)
+            above = by_id.get(FenceId(above.parent)) if above.parent is not None else None
+        good |= line
+    return None
 
 
-def _look_up(level: _Level, keys: cover.Keys) -> tuple[Ordinals, Ordinals, Bools]:
-    """The pairs of point and fence that meet in this level's cells, and whether the cell is sure."""
-    wanted = cover.ancestors(keys, level.resolution)
-    places = np.minimum(np.searchsorted(level.keys, wanted), len(level.keys) - 1)
-    points = np.flatnonzero(level.keys[places] == wanted)
-    firsts, lasts = level.firsts[places[points]], level.firsts[places[points] + 1]
-    counts = lasts - firsts
-    # For each point its own run first, first + 1, ... of the level's rows, laid one after the other.
-    rows = np.repeat(firsts - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()), dtype=np.int64)
-    return np.repeat(points, counts), level.ordinals[rows], level.sure[rows]
+def _with(old: _Tables, shapes: Sequence[Shape | Ring], ringed: Sequence[bool]) -> _Tables:
+    """The tables with more slots."""
+    rows = Rows.of([cover.columns(shape) for shape in shapes], len(old.shapes))
+    return old._replace(
+        shapes=(*old.shapes, *shapes),
+        ringed=np.concatenate((old.ringed, np.array(ringed, dtype=np.bool_))),
+        exact=old.exact.extended(shapes),
+        grid=old.grid.extended(map(_boxes_of, shapes)),
+        added=CellTable(Rows.concatenated(old.added.rows, rows)),
+    )
+
+
+def _boxes_of(shape: Shape | Ring) -> Boxes:
+    """`shape.boxes()`, at less cost for the many small discs that are at no pole or antimeridian."""
+    if isinstance(shape, Disc):
+        box = box_around(shape.lat, shape.lng, (shape.radius_m + _BOX_PAD_M) / EARTH_RADIUS_M)
+        if box is not None:
+            return Boxes(*np.array(box).reshape(4, 1))
+    return shape.boxes()
+
+
+def _tidied(slots: _Slots, tables: _Tables) -> tuple[_Slots, _Tables]:
+    """The tables without the slots that are gone, all cells in one table; and the slots by their new numbers."""
+    own = slots.by_ordinal
+    kept: Bools = np.zeros(len(tables.shapes), dtype=np.bool_)
+    kept[own] = True
+    kept[own[tables.ringed[own]] + 1] = True
+    numbers = np.where(kept, np.cumsum(kept) - 1, -1)
+    shapes = tuple(shape for shape, stays in zip(tables.shapes, kept.tolist(), strict=True) if stays)
+    fresh = _Tables(
+        shapes=shapes,
+        ringed=tables.ringed[kept],
+        exact=ExactTest(shapes),
+        grid=Grid(map(_boxes_of, shapes)),
+        cells=CellTable(Rows.concatenated(tables.cells.rows, tables.added.rows).renumbered(numbers)),
+        added=_NO_CELLS,
+        first_added=len(shapes),
+    )
+    by_id = {fence_id: int(numbers[slot]) for fence_id, slot in slots.by_id.items()}
+    return _Slots(Layered(by_id), numbers[own]), fresh
+
+
+_NO_CELLS = CellTable(Rows.of([], 0))
+_NO_TABLES = _Tables((), np.empty(0, dtype=np.bool_), ExactTest(()), Grid(()), _NO_CELLS, _NO_CELLS, 0)
+_NO_SLOTS = _Slots(Layered({}), np.empty(0, dtype=np.int64))
+_EMPTY = FenceIndex(_Places(()), Layered({}), _NO_SLOTS, _NO_TABLES, MappingProxyType({}))

@@ -24,12 +24,15 @@ from geofence.sphere import (
     distances_m,
     half_chord_squared,
     half_chord_squared_of,
+    wrap,
 )
 
 Geometries = NDArray[np.object_]
 
 # Boxes are widened by this much (a micrometre), which is far more than the rounding of the sums that made them.
 _PAD_RAD = 1e-6 / EARTH_RADIUS_M
+#: Of so many edges, the nearest is found without arrays.
+_FEW_EDGES = 16
 #: From this latitude on, "locally flat" is wrong enough to matter: the nearest point of an edge is searched for.
 _POLAR_LATITUDE = 80.0
 _SEARCH_STEPS = 17
@@ -70,7 +73,11 @@ class Disc:
 
     def distance_m(self, lat: float, lng: float) -> float:
         """Metres from the point to the disc; 0 inside."""
-        return max(distance_m(self.lat, self.lng, lat, lng) - self.radius_m, 0.0)
+        return max(-self.depth_m(lat, lng), 0.0)
+
+    def depth_m(self, lat: float, lng: float) -> float:
+        """Metres from the point to the edge; below 0 outside."""
+        return self.radius_m - distance_m(self.lat, self.lng, lat, lng)
 
     def boxes(self) -> Boxes:
         """Rectangles that hold the disc."""
@@ -88,7 +95,7 @@ class Area:
     reach_m: float = field(init=False)
     holds_north_pole: bool = field(init=False)
     holds_south_pole: bool = field(init=False)
-    #: Edges as rows (lng, lat, change of lng, change of lat), each also one turn to the west and to the east.
+    #: Edges as rows (lng, lat, change of lng, change of lat).
     edges: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -129,17 +136,22 @@ class Area:
         The nearest point of each edge is found on the plane that touches the Earth at the given point, and then
         measured on the sphere: within 0.1 % as far as 1 km away. Near the poles it is searched for on the sphere.
         """
-        if bool(self.contain(np.array([lat]), np.array([lng]))[0]):
-            return 0.0
+        return max(-self.depth_m(lat, lng), 0.0)
+
+    def depth_m(self, lat: float, lng: float) -> float:
+        """Metres from the point to the nearest edge, measured as `distance_m` does; below 0 outside."""
+        if abs(lng) == 180.0 or abs(lat) == 90.0:
+            inside = bool(self.contain(np.array([lat]), np.array([lng]))[0])
+        else:
+            inside = bool(shapely.intersects_xy(self.geometry, lng, lat))
+        return self._to_edge_m(lat, lng) if inside else -self._to_edge_m(lat, lng)
+
+    def _to_edge_m(self, lat: float, lng: float) -> float:
         if abs(lat) >= _POLAR_LATITUDE:
             return _search_nearest_m(self.edges, lat, lng)
-        scale = math.cos(math.radians(lat))
-        x, y = (self.edges[:, 0] - lng) * scale, self.edges[:, 1] - lat
-        dx, dy = self.edges[:, 2] * scale, self.edges[:, 3]
-        share = np.clip(-(x * dx + y * dy) / (dx * dx + dy * dy), 0.0, 1.0)
-        nearest = np.argmin((x + share * dx) ** 2 + (y + share * dy) ** 2)
-        edge, along = self.edges[nearest], share[nearest]
-        return float(distances_m(lat, lng, edge[1] + along * edge[3], edge[0] + along * edge[2]))
+        nearest = _nearest_of_few if len(self.edges) <= _FEW_EDGES else _nearest_of_many
+        edge_lng, edge_lat = nearest(self.edges, lat, lng)
+        return distance_m(lat, lng, edge_lat, edge_lng)
 
     def boxes(self) -> Boxes:
         """Rectangles that hold each polygon, with the antimeridian under its other name and the poles."""
@@ -194,9 +206,38 @@ def _edges_of(geometry: shapely.Geometry) -> Floats:
             rows.append(np.hstack((points[:-1], np.diff(points, axis=0))))
     edges = np.vstack(rows)
     # A vertex given twice makes an edge without length, which has no direction to project on.
-    edges = edges[(edges[:, 2] != 0) | (edges[:, 3] != 0)]
-    turns = np.array([[-360.0, 0, 0, 0], [0, 0, 0, 0], [360.0, 0, 0, 0]])
-    return np.vstack([edges + turn for turn in turns])
+    found: Floats = edges[(edges[:, 2] != 0) | (edges[:, 3] != 0)]
+    return found
+
+
+def _nearest_of_many(edges: Floats, lat: float, lng: float) -> tuple[float, float]:
+    """The point (longitude, latitude) of the edges that is nearest to a point, on the plane that touches there.
+
+    An edge spans 180 degrees at most: its start, taken the short way round, shows the side on which it passes near.
+    """
+    scale = math.cos(math.radians(lat))
+    x, y = wrap(edges[:, 0] - lng), edges[:, 1] - lat
+    dx, dy = edges[:, 2] * scale, edges[:, 3]
+    share = np.clip(-(x * scale * dx + y * dy) / (dx * dx + dy * dy), 0.0, 1.0)
+    nearest = np.argmin((x * scale + share * dx) ** 2 + (y + share * dy) ** 2)
+    edge, along = edges[nearest], share[nearest]
+    return float(edge[0] + along * edge[2]), float(edge[1] + along * edge[3])
+
+
+def _nearest_of_few(edges: Floats, lat: float, lng: float) -> tuple[float, float]:
+    """`_nearest_of_many` without arrays, which cost more than the sums of a few edges."""
+    scale = math.cos(math.radians(lat))
+    least, found = math.inf, (lng, lat)
+    for start_lng, start_lat, change_lng, change_lat in edges.tolist():
+        x = start_lng - lng
+        if abs(x) > 180.0:
+            x -= math.copysign(360.0, x)
+        x, y, dx, dy = x * scale, start_lat - lat, change_lng * scale, change_lat
+        share = min(max(-(x * dx + y * dy) / (dx * dx + dy * dy), 0.0), 1.0)
+        apart = (x + share * dx) ** 2 + (y + share * dy) ** 2
+        if apart < least:
+            least, found = apart, (start_lng + share * change_lng, start_lat + share * change_lat)
+    return found
 
 
 def _search_nearest_m(edges: Floats, lat: float, lng: float) -> float:

@@ -13,7 +13,7 @@ import math
 import msgspec
 
 from nearcast.events import Channel, DeliveryStatus
-from nearcast.ids import CustomerId, DecisionId, FenceId, MessageId, PromotionId, Sku
+from nearcast.ids import CustomerId, DecisionId, FenceId, MessageId, PromotionId, Sku, StoreId
 
 #: Halving time of the "recent" counters: four weeks, one shopping month.
 HALF_LIFE_MS = 28 * 86_400_000
@@ -152,10 +152,82 @@ class Stay(msgspec.Struct, array_like=True, gc=False):
     entered_ms: int
     last_inside_ms: int
     dwelled: bool = False
+    #: Whether the stay is in the live footfall, and so is to be taken out of it.
+    counted: bool = False
+    #: How sure it was that they came in, 0..1.
+    confidence: float = 1.0
+
+
+class Pending(msgspec.Struct, array_like=True, gc=False):
+    """What fixes have said of coming into one fence, or of leaving it: see `geofence.tracker`.
+
+    An attempt is a run of fixes that together say so; when there is none, `fixes` is 0. Depths are in standard
+    deviations of the fix's error, from the edge to the side where the customer would be after the transition.
+    """
+
+    #: The first attempt, and the newest fix of any.
+    since_ms: int
+    seen_ms: int
+    #: Of the attempt: its first fix, how many there are, the sum of their depths, and the newest three of those.
+    first_ms: int = 0
+    fixes: int = 0
+    depths: float = 0.0
+    recent: list[float] = []
+
+
+class Nearby(msgspec.Struct, array_like=True, gc=False):
+    """What is kept of someone who is in or near a fence, and goes when they are nowhere again.
+
+    The one place where coordinates are kept: those of the newest fix, for as long as it can say anything of the next
+    one. A fix without coordinates leaves none.
+    """
+
+    lat: float
+    lng: float
+    at_ms: int
+    #: False: the newest fix had no coordinates, and `lat` and `lng` are 0.
+    located: bool = True
+    #: Fences that were approached, with the time.
+    approached: dict[FenceId, int] = {}
+    #: Fences that are on the way to be entered, or left.
+    entering: dict[FenceId, Pending] = {}
+    leaving: dict[FenceId, Pending] = {}
+    #: Where they were in the last three quarters of a minute: time, latitude and longitude, at most seven.
+    trail: list[tuple[int, float, float]] = []
+
+
+class Trip(msgspec.Struct, array_like=True, gc=False):
+    """A way to a store to pick an order up; `geofence.trips` says how it goes. Holds distances, no coordinates."""
+
+    order: str
+    store: StoreId
+    #: When the state began.
+    since_ms: int
+    #: "waiting" (for the customer to set out), then "on_the_way", "approaching", "arrived".
+    state: str = "waiting"
+    #: When they are expected, as of the last fix; 0 if it isn't known.
+    eta_ms: int = 0
+    #: When the state ends by itself.
+    until_ms: int = 0
+    #: The shop said that the order is ready; the customer said that they are coming.
+    ready: bool = False
+    announced: bool = False
+    #: What is asked for: `Action.notice_s` and `.within_s`.
+    notice_ms: int = 0
+    within_ms: int = 0
+    #: As of the last fix: how far it is, in metres (-1: no fix yet), when that was, and how fast they come.
+    distance_m: int = -1
+    seen_ms: int = 0
+    speed_mps: float = 0.0
+    #: How far they were at most (waiting) or at least (on the way) in this state, and when.
+    turn_m: int = -1
+    turn_ms: int = 0
+    #: They were told that they are in a wrong store.
+    astray: bool = False
 
 
 class Presence(msgspec.Struct, array_like=True, gc=False):
-    """The hot record: where the customer is. Holds no coordinates, only the fences they are in.
+    """The hot record: where the customer is.
 
     It repeats from the cold record what a fix has to ask first, so that a fix needs no other record.
     """
@@ -167,3 +239,8 @@ class Presence(msgspec.Struct, array_like=True, gc=False):
     allowed: bool = True
     #: When the timer for what happens to stays without a further fix is due; 0 if none is set.
     timer_ms: int = 0
+    nearby: Nearby | None = None
+    trips: list[Trip] = []
+    #: How unlikely the way to the newest fix is, 0..1; and its H3 cell (resolution 7, 5 km²), 0 if unknown.
+    doubt: float = 0.0
+    cell: int = 0

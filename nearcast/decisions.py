@@ -14,6 +14,7 @@ class Reason(StrEnum):
     OPTED_OUT = "opted_out"
     NO_CONSENT = "no_consent"
     LOW_CONFIDENCE = "low_confidence"
+    SPOOFED = "spoofed"
     OUTSIDE_WINDOW = "outside_window"
     NOT_IN_AUDIENCE = "not_in_audience"
     NO_PRODUCT = "no_product"

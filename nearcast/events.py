@@ -42,6 +42,8 @@ YEAR_2000_MS = 946_684_800_000
 STREET_GPS_M = 25.0
 #: How many lines one purchase may carry.
 MAX_LINES = 1_000
+#: Actions that are about a way to a store to pick an order up.
+PICKUP_ACTIONS = frozenset({"order_ready", "pickup_start", "pickup_cancel", "order_picked_up"})
 
 # No control characters: ids are joined, logged and used in keys.
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f{}]+\Z")]
@@ -102,7 +104,9 @@ def _check_identity(event: Event) -> None:
 
 class Location(Event, kw_only=True, tag="location", gc=False):
     """A position fix. `accuracy_m` is the radius of 68 % confidence in metres, as devices report it; a feed that
-    doesn't say is treated as ordinary street GPS.
+    doesn't say is treated as ordinary street GPS. `zones` are what else tells where the device is: ids of fences (as
+    the app's own geofencing reports them), of beacons, of access points and of printed codes; with them a fix may do
+    without coordinates.
 
     Nearly all events are fixes, so what can be told of all their fields at once is not asked of each: the decoders
     below see to the ids, and to the other spellings of longitude and accuracy.
@@ -111,13 +115,18 @@ class Location(Event, kw_only=True, tag="location", gc=False):
     id: _PlainId | None = None
     uid: _PlainId | None = None
     anonymous_id: _PlainId | None = None
-    lat: Annotated[float, msgspec.Meta(ge=-90, le=90)]
+    lat: Annotated[float, msgspec.Meta(ge=-90, le=90)] = math.nan
     lng: Annotated[float, msgspec.Meta(ge=-180, le=180)] = math.nan
     long: Annotated[float, msgspec.Meta(ge=-180, le=180)] | None = None
     lon: Annotated[float, msgspec.Meta(ge=-180, le=180)] | None = None
     accuracy_m: Annotated[float, msgspec.Meta(ge=0, le=100_000)] = STREET_GPS_M
     accuracy: Annotated[float, msgspec.Meta(ge=0, le=100_000)] | None = None
-    source: Literal["gps", "wifi", "beacon", "qr"] = "gps"
+    source: Literal["gps", "wifi", "beacon", "qr", "app"] = "gps"
+    zones: Annotated[list[_PlainId], msgspec.Meta(max_length=32)] = []
+    #: The storey, as the device knows it; 0 is street level.
+    floor: Annotated[int, msgspec.Meta(ge=-50, le=200)] | None = None
+    #: The device says that its position is made up (Android's "mock location").
+    mock: bool = False
 
 
 class Cart(_Strict, kw_only=True, tag="cart"):
@@ -163,15 +172,28 @@ class Action(_Strict, kw_only=True, tag="action"):
         "wishlist_remove",
         "help_request",
         "staff_contact",
+        "order_ready",  # an order can be picked up at `store`: the shop says so
+        "pickup_start",  # the customer sets out to pick it up
+        "pickup_cancel",  # they don't come after all
+        "order_picked_up",  # they have it: the shop says so
     ]
     sku: Id | None = None
     store: Id | None = None
     fence: Id | None = None
+    #: Of a pickup: the order; how long before they are there the store wants to know (0: not at all), in seconds; and
+    #: after how long nobody waits for them any more. None: as it was, or as `geofence.trips` says.
+    order: Id | None = None
+    notice_s: Annotated[int, msgspec.Meta(ge=0, le=3_600)] | None = None
+    within_s: Annotated[int, msgspec.Meta(ge=60, le=86_400)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.action in ("product_view", "wishlist_add", "wishlist_remove") and self.sku is None:
             raise ValueError(f"an action {self.action!r} needs `sku`")
+        if self.action in PICKUP_ACTIONS and self.order is None:
+            raise ValueError(f"an action {self.action!r} needs `order`")
+        if self.action in ("order_ready", "pickup_start") and self.store is None:
+            raise ValueError(f"an action {self.action!r} needs `store`")
 
 
 class Identify(_Strict, kw_only=True, tag="identify"):
@@ -337,7 +359,9 @@ def _complete(fix: Location, value: bytes) -> None:
     if fix.anonymous_id is not None or len(value) - len(value.translate(None, _ODD)) != 2:
         # As any other event's would be.
         msgspec.convert({"id": fix.id, "uid": fix.uid, "anonymous_id": fix.anonymous_id}, Event)
-    if fix.lng != fix.lng or fix.long is not None or fix.lon is not None:
+    if fix.lat != fix.lat:
+        _without_coordinates(fix)
+    elif fix.lng != fix.lng or fix.long is not None or fix.lon is not None:
         longitudes = [given for given in (fix.lng, fix.long, fix.lon) if given is not None and given == given]
         if len(longitudes) != 1:
             raise ValueError("a location needs exactly one of `lng`, `long` and `lon`")
@@ -346,6 +370,13 @@ def _complete(fix: Location, value: bytes) -> None:
         if fix.accuracy_m == STREET_GPS_M:
             fix.accuracy_m = fix.accuracy
         fix.accuracy = None
+
+
+def _without_coordinates(fix: Location) -> None:
+    if not fix.zones:
+        raise ValueError("a location needs `lat` and `lng`, or `zones`")
+    if fix.lng == fix.lng or fix.long is not None or fix.lon is not None:
+        raise ValueError("a location has both `lat` and a longitude, or neither")
 
 
 def check_time(ts: int) -> None:

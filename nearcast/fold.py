@@ -54,6 +54,8 @@ CART_TIMER = "cart_abandoned"
 DEADLINE_TIMER = "deadline"
 #: Of stays (`geofence.tracker`): it belongs to the presence, not to the customer that is folded here.
 PRESENCE_TIMER = "presence"
+#: Of pickups (`geofence.trips`): the same.
+PICKUP_TIMER = "pickup"
 
 #: Receipts may overtake each other; a message moves forward along this order. "failed" stands first, since any other
 #: report knows better, and only the channel that sent a message can undo "sent".

@@ -72,6 +72,26 @@ def erasures(partition: int) -> str:
     return f"{PREFIX}{{{partition}}}:erasures"
 
 
+def pickups(partition: int) -> str:
+    """Hash: customer → ids of the stores that expect them, or have them, for a pickup, `\\x1f` between them."""
+    return f"{PREFIX}{{{partition}}}:pickups"
+
+
+def footfall(partition: int) -> str:
+    """Hash: fence → people of this partition who are in it now; those with none are left out. Names nobody."""
+    return f"{PREFIX}{{{partition}}}:footfall"
+
+
+def footfall_day(partition: int, store: str, day: str) -> str:
+    """Hash of a store's local day: `<begin of the hour, s>\\x1f<what>\\x1f<fence>` → count; expires. Names nobody."""
+    return f"{PREFIX}{{{partition}}}:footfall:{day}:{store}"
+
+
+def rewritten(stream: str) -> str:
+    """Stream: another one of its slot while it is written anew; gone when that is done."""
+    return f"{stream}:rewritten"
+
+
 def delivery(partition: int, message_id: str) -> str:
     """JSON: how far the dispatcher got with a message; expires."""
     return f"{PREFIX}{{{partition}}}:delivery:{message_id}"

@@ -10,6 +10,7 @@ import msgspec
 
 from nearcast.events import Channel
 from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, MessageId, PromotionId, Sku, StoreId
+from nearcast.moments import Pickup
 from nearcast.world import Trigger
 
 
@@ -35,6 +36,7 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True, tag="message"):
     store: StoreId | None = None
     fence: FenceId | None = None
     sku: Sku | None = None
+    pickup: Pickup | None = None
 
 
 class Emitted(msgspec.Struct, kw_only=True, tag="emitted"):
@@ -84,3 +86,6 @@ class Push(msgspec.Struct, kw_only=True, omit_defaults=True):
     fence: FenceId | None = None
     fence_name: str = ""
     customer: str = ""
+    #: Of a pickup: the order, and when the customer is expected, if that is known.
+    order: str = ""
+    eta_ms: int | None = None

@@ -55,6 +55,9 @@ DEAD_LETTERS = Counter(
     ["reason"],
 )
 TRANSITIONS = Counter("nearcast_transitions_total", "Enter, dwell and exit transitions.", ["kind", "fence_kind"])
+UNKNOWN_ZONES = Counter(
+    "nearcast_unknown_zones_total", "Ids in the `zones` of fixes that no fence has: typos, or beacons not listed yet."
+)
 DECISIONS = Counter("nearcast_decisions_total", "Moments decided, by outcome and reason.", ["outcome", "reason"])
 SENDS = Counter("nearcast_sends_total", "Send attempts, by channel and status.", ["channel", "status"])
 SUPPRESSED = Counter("nearcast_suppressed_total", "Messages dropped by the re-check at send, by reason.", ["reason"])

@@ -14,12 +14,29 @@ from nearcast.world import Fence, Trigger
 
 
 class Transition(msgspec.Struct, frozen=True):
-    """A customer came into, stayed in, or left a fence. `confidence` is the probability that it is true, 0..1."""
+    """A customer came into, stayed in, left, approached or went through a fence. `confidence` is the probability that
+    it is true, 0..1.
+    """
 
-    kind: Literal["enter", "dwell", "exit"]
+    kind: Literal["enter", "dwell", "exit", "approach", "cross"]
     fence: Fence
     at_ms: int
     confidence: float
+    #: Why there is one without a fix that shows it: "silent", "deleted", "expired", "changed", "closed"; "": a fix did.
+    reason: str = ""
+    #: The fences around `fence`, inner ones first.
+    around: tuple[FenceId, ...] = ()
+
+
+class Pickup(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The pickup that a moment is about. `store` is where the order is, which is not always where the customer is."""
+
+    order: str
+    store: StoreId
+    #: When they are expected; 0 if it isn't known.
+    eta_ms: int = 0
+    #: Why it was abandoned: "cancelled", "expired" or "away".
+    reason: str = ""
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,10 +55,17 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     fence_kind: str | None = None
     sku: Sku | None = None
     confidence: float = 1.0
+    #: The fences around `fence`, inner ones first: what is promised for a department holds at its shelves.
+    around: tuple[FenceId, ...] = ()
+    #: How likely it is that the device lies about where it is, 0..1.
+    doubt: float = 0.0
+    pickup: Pickup | None = None
 
 
-def moments_of_transitions(event: EventId, customer: CustomerId, transitions: Iterable[Transition]) -> list[Moment]:
-    """The moments that a customer's transitions are worth, in the order given."""
+def moments_of_transitions(
+    event: EventId, customer: CustomerId, transitions: Iterable[Transition], doubt: float = 0.0
+) -> list[Moment]:
+    """The moments that a customer's transitions are worth, in the order given; `doubt` is that of their position."""
     moments = []
     for transition in transitions:
         fence = transition.fence
@@ -62,6 +86,8 @@ def moments_of_transitions(event: EventId, customer: CustomerId, transitions: It
                 fence_kind=fence.kind,
                 sku=Sku(fence.sku) if fence.sku is not None else None,
                 confidence=transition.confidence,
+                around=transition.around,
+                doubt=doubt,
             )
         )
     return moments

@@ -21,3 +21,6 @@ PROMOTIONS = "products.promotions"
 
 #: Catalogue changes, keyed by the id of the thing changed; an empty value removes it. Applied to the shared world.
 CATALOGUE_TOPICS = (STORES, FENCES, PRODUCTS, STOCK, PROMOTIONS)
+
+#: For so long the coordinates of a fix are kept anywhere, in ms.
+POSITIONS_KEPT_MS = 15 * 60_000

@@ -4,13 +4,14 @@ These are the shapes on the wire (catalogue topics, admin API, files), validated
 compiles fences into an index and `offers` compiles promotions into rules; neither changes what stands here.
 """
 
+import datetime
 import math
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from nearcast.events import Cents, Channel, Id, Text
+from nearcast.events import YEAR_2000_MS, Cents, Channel, Id, Milliseconds, Text
 from nearcast.ids import FenceId, PromotionId, StoreId
 
 Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90)]
@@ -24,6 +25,8 @@ Trigger = Literal[
     "enter",  # came into a store, department or shelf fence
     "dwell",  # stayed in one for its dwell time
     "exit",  # left one
+    "approach",  # came near one, within its `approach_m`
+    "cross",  # went through one between two fixes
     "walk_past",  # came into the vicinity of a store
     "near_product",  # came within the radius of a product's display position
     "cart_abandoned",  # left the online cart alone for a while
@@ -33,7 +36,14 @@ Trigger = Literal[
     "wifi_lookup",
     "wishlist_add",
     "help_request",
+    "pickup_approaching",  # will soon be at the store where their order is
+    "pickup_arrived",  # came to it
+    "pickup_wrong_store",  # on the way to it, stays in another store
+    "pickup_abandoned",  # set out for it, and doesn't come
 ]
+PICKUP_TRIGGERS: frozenset[Trigger] = frozenset(
+    {"pickup_approaching", "pickup_arrived", "pickup_wrong_store", "pickup_abandoned"}
+)
 
 #: Three feet: how near to a display position counts as standing at the product.
 PRODUCT_RADIUS_M = 0.9144
@@ -58,7 +68,14 @@ class MultiPolygon(msgspec.Struct, tag="MultiPolygon", frozen=True, forbid_unkno
     coordinates: list[list[list[tuple[Longitude, Latitude]]]]
 
 
-Geometry = Circle | Polygon | MultiPolygon
+class Corridor(msgspec.Struct, tag="LineString", frozen=True, forbid_unknown_fields=True):
+    """A GeoJSON line with room around it (a footpath, a queue, a pick-up lane): all within `buffer_m` of the line."""
+
+    coordinates: list[tuple[Longitude, Latitude]]
+    buffer_m: Metres
+
+
+Geometry = Circle | Polygon | MultiPolygon | Corridor
 
 
 class OpenHours(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,8 +86,22 @@ class OpenHours(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     closes: Minute
 
 
+class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A window of one day, by the local clock; `closes` before or at `opens` means the next day."""
+
+    opens: Minute
+    closes: Minute
+
+
+class SpecialDay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A date with hours of its own, in place of the week's: a holiday (no windows: closed), a long Saturday."""
+
+    date: datetime.date
+    windows: list[Window] = []
+
+
 class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A shop. No `hours` means always open."""
+    """A shop. No `hours` means always open, but for `special_days`."""
 
     id: Id
     name: Text
@@ -78,35 +109,71 @@ class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     lng: Longitude
     time_zone: str = "UTC"
     hours: list[OpenHours] | None = None
+    special_days: list[SpecialDay] = []
 
     def __post_init__(self) -> None:
         try:
             ZoneInfo(self.time_zone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError(f"`time_zone` {self.time_zone!r} is not an IANA time zone") from None
+        dates = [special.date for special in self.special_days]
+        for day in dates:
+            if dates.count(day) > 1:
+                raise ValueError(f"`special_days` has {day} twice")
 
     @property
     def store_id(self) -> StoreId:
         return StoreId(self.id)
 
 
-class Fence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A place that matters. `sku` belongs to fences of kind "product" only."""
+class FenceProperties(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of a fence but where it is. `sku` belongs to fences of kind "product" only.
+
+    What is None is as in the fence around this one (`parent`), and so on up; then as `geofence.rules` says.
+    """
 
     id: Id
     store: Id
     kind: FenceKind
-    geometry: Geometry
     name: Text = ""
     parent: Id | None = None
     sku: Id | None = None
-    dwell_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
+    #: The storey, 0 at street level; None where it is unknown or makes no difference.
+    floor: Annotated[int, msgspec.Meta(ge=-50, le=200)] | None = None
+    dwell_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = None
     #: How far outside a fix must be before it counts as having left; damps the jitter at the edge.
-    exit_margin_m: Annotated[float, msgspec.Meta(ge=0, le=1_000)] = 10.0
+    exit_margin_m: Annotated[float, msgspec.Meta(ge=0, le=1_000)] | None = None
+    #: An enter (exit) needs so many fixes in a row that say so, over at least so long.
+    enter_fixes: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
+    enter_s: Annotated[float, msgspec.Meta(ge=0, le=3_600)] | None = None
+    exit_fixes: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
+    exit_s: Annotated[float, msgspec.Meta(ge=0, le=3_600)] | None = None
+    #: Coming this near, from outside, is an approach. Not inherited; None: nobody asks.
+    approach_m: Metres | None = None
+    #: When it is in use, by the store's clock: outside of its hours nothing happens in it. None at the top: always.
+    hours: list[OpenHours] | None = None
+    #: In force from then (included) until then (excluded), in ms since the Unix epoch.
+    valid_from_ms: Milliseconds | None = None
+    valid_until_ms: Milliseconds | None = None
+    #: What proves that somebody is here: ids of beacons, of Wi-Fi access points, and of printed codes.
+    beacons: list[Id] = []
+    access_points: list[Id] = []
+    codes: list[Id] = []
 
     def __post_init__(self) -> None:
         if (self.kind == "product") != (self.sku is not None):
             raise ValueError('`sku` belongs to fences of kind "product", and every one of them needs it')
+        for name, at_ms in (("valid_from_ms", self.valid_from_ms), ("valid_until_ms", self.valid_until_ms)):
+            if at_ms is not None and at_ms < YEAR_2000_MS:
+                raise ValueError(f"`{name}` is in milliseconds since 1970; {at_ms} would be before the year 2000")
+        if self.valid_from_ms and self.valid_until_ms and self.valid_until_ms <= self.valid_from_ms:
+            raise ValueError("`valid_until_ms` is not after `valid_from_ms`")
+
+
+class Fence(FenceProperties, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A place that matters."""
+
+    geometry: Geometry
 
     @property
     def fence_id(self) -> FenceId:
@@ -125,6 +192,10 @@ class Display(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     lng: Longitude
     radius_m: Metres = PRODUCT_RADIUS_M
     aisle: Text = ""
+    #: The fence around it: a shelf, a department, the store. What holds there holds here.
+    parent: Id | None = None
+    floor: Annotated[int, msgspec.Meta(ge=-50, le=200)] | None = None
+    beacons: list[Id] = []
 
 
 class Product(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -205,7 +276,9 @@ class Cap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Words(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The message in one locale: Jinja templates over `product`, `store`, `discount`, `price` and `customer`."""
+    """The message in one locale: Jinja templates over `product`, `store`, `discount`, `price`, `customer`; of
+    a pickup also `order`, `pickup_store` and `minutes`.
+    """
 
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
     body: Annotated[str, msgspec.Meta(max_length=480)] = ""

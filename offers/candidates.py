@@ -39,10 +39,10 @@ def stock_wanted(moment: Moment, candidates: Iterable[Candidate]) -> list[tuple[
 
 
 def fits(where: Where, moment: Moment) -> bool:
-    """Whether the moment is at a place that the promotion asks for."""
+    """Whether the moment is at a place that the promotion asks for. A fence stands for all the fences in it, too."""
     return (
         (not where.stores or moment.store in where.stores)
-        and (not where.fences or moment.fence in where.fences)
+        and (not where.fences or moment.fence in where.fences or not set(moment.around).isdisjoint(where.fences))
         and (not where.kinds or moment.fence_kind in where.kinds)
     )
 

@@ -7,12 +7,14 @@ version (and gives the same decision ids) in every process and whatever order it
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from types import MappingProxyType
 from typing import Self
 
 import msgspec
 
-from nearcast.ids import PromotionId, Sku, StoreId
-from nearcast.world import Product, Promotion, Store, Trigger
+from nearcast.ids import FenceId, PromotionId, Sku, StoreId
+from nearcast.world import OpenHours, Product, Promotion, Store, Trigger
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,19 @@ class Catalogue:
     skus_of_segment: Mapping[str, tuple[Sku, ...]]
     #: Store and segment → the SKUs of the segment that have a display position in the store, sorted.
     on_display: Mapping[tuple[str, str], tuple[Sku, ...]]
+    #: Hours of fences that are not always in use, their own or of a fence around them; by the clock of their store.
+    fence_hours: Mapping[FenceId, Sequence[OpenHours]]
     #: The rules version: 64 bits of a content hash, as 16 hexadecimal digits.
     version: str
 
     @classmethod
-    def build(cls, stores: Iterable[Store], products: Iterable[Product], promotions: Iterable[Promotion]) -> Self:
+    def build(
+        cls,
+        stores: Iterable[Store],
+        products: Iterable[Product],
+        promotions: Iterable[Promotion],
+        fence_hours: Mapping[FenceId, Sequence[OpenHours]] = MappingProxyType({}),
+    ) -> Self:
         stores_by_id = {store.id: store for store in stores}
         products_by_sku = {product.sku: product for product in products}
         promotions_by_id = {promotion.id: promotion for promotion in promotions}
@@ -57,11 +67,19 @@ class Catalogue:
             segments={sku: product.segment for sku, product in products_by_sku.items()},
             skus_of_segment={segment: tuple(skus) for segment, skus in of_segment.items()},
             on_display={place: tuple(skus) for place, skus in displayed.items()},
-            version=_content_hash(stores_by_id, products_by_sku, promotions_by_id),
+            fence_hours=fence_hours,
+            version=_content_hash(stores_by_id, products_by_sku, promotions_by_id, fence_hours),
         )
 
 
-def _content_hash(*kinds: Mapping[str, Store] | Mapping[str, Product] | Mapping[str, Promotion]) -> str:
+def _content_hash(
+    stores: Mapping[str, Store],
+    products: Mapping[str, Product],
+    promotions: Mapping[str, Promotion],
+    fence_hours: Mapping[FenceId, Sequence[OpenHours]],
+) -> str:
     encoder = msgspec.json.Encoder(order="sorted")
-    content: Sequence[Sequence[Store | Product | Promotion]] = [[kind[key] for key in sorted(kind)] for kind in kinds]
+    content: list[object] = [[kind[key] for key in sorted(kind)] for kind in (stores, products, promotions)]
+    if fence_hours:
+        content.append(sorted(fence_hours.items(), key=itemgetter(0)))
     return hashlib.blake2b(encoder.encode(content), digest_size=8).hexdigest()

@@ -12,12 +12,22 @@ import msgspec
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Candidate, Decision, Reason
 from nearcast.events import DeliveryStatus
+from nearcast.hours import store_is_open
 from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, PromotionId, Sku, StoreId
 from nearcast.moments import Moment, Transition, moments_of_transitions
 from nearcast.world import Cap, Fence, Promotion, Trigger, Where, Who
 from offers.candidates import fits, is_of, is_owned, things
 from offers.catalogue import Catalogue
-from offers.gates import PLACE_TRIGGERS, asks_for_help, counted, every_gate, messages_of, offers_to
+from offers.gates import (
+    PASSING_TRIGGERS,
+    PLACE_TRIGGERS,
+    asks_for_help,
+    counted,
+    every_gate,
+    fence_closed,
+    messages_of,
+    offers_to,
+)
 from offers.hours import zone_for
 from offers.policy import Policy
 
@@ -121,10 +131,10 @@ def situation_for(
     For a trigger that comes from a place: in a fence that the customer is in, where the promotion fits; else in the
     first one where it would fit. `store` asks for a fence, or an event, of that store.
     """
-    if promotion.trigger in PLACE_TRIGGERS or promotion.trigger == "exit":
+    if promotion.trigger in PLACE_TRIGGERS | PASSING_TRIGGERS:
         here = [fences[fence] for fence in presence.inside if fence in fences]
         for assumed, places in ((False, here), (True, fences.values())):
-            moments = (moment for fence in places for moment in _moments_in(fence, customer, now_ms))
+            moments = (moment for fence in places for moment in _moments_in(fence, fences, customer, now_ms))
             found = _fitting(promotion, customer, catalogue, store, moments)
             if found is not None:
                 return found, assumed
@@ -192,10 +202,16 @@ def things_asked(promotion: Promotion, moment: Moment, customer: Customer, catal
     return [Candidate(promotion=promotion.promotion_id, sku=sku) for sku in found]
 
 
-def _moments_in(fence: Fence, customer: Customer, now_ms: int) -> Iterator[Moment]:
+def _moments_in(fence: Fence, fences: Mapping[FenceId, Fence], customer: Customer, now_ms: int) -> Iterator[Moment]:
     """Every moment that the fence can be the place of."""
-    for kind in ("enter", "dwell", "exit"):
-        yield from moments_of_transitions(_EVENT, customer.id, [Transition(kind, fence, now_ms, 1.0)])
+    around: list[FenceId] = []
+    above = fence
+    while above.parent is not None and (parent := fences.get(FenceId(above.parent))) is not None:
+        around.append(parent.fence_id)
+        above = parent
+    for kind in ("enter", "dwell", "exit", "approach", "cross"):
+        transition = Transition(kind, fence, now_ms, 1.0, around=tuple(around))
+        yield from moments_of_transitions(_EVENT, customer.id, [transition])
 
 
 def _fitting(
@@ -225,13 +241,14 @@ def _conditions(
 ) -> Iterator[Condition]:
     yield _trigger(promotion, moment, assumed, customer)
     where = promotion.where
+    within = f", in {_list(moment.around)}" if moment.around else ""
     for name, only_where, asked, has in (
-        ("where.stores", Where(stores=where.stores), where.stores, moment.store),
-        ("where.fences", Where(fences=where.fences), where.fences, moment.fence),
-        ("where.kinds", Where(kinds=where.kinds), where.kinds, moment.fence_kind),
+        ("where.stores", Where(stores=where.stores), where.stores, moment.store or "nowhere"),
+        ("where.fences", Where(fences=where.fences), where.fences, f"{moment.fence or 'nowhere'}{within}"),
+        ("where.kinds", Where(kinds=where.kinds), where.kinds, moment.fence_kind or "nowhere"),
     ):
         if only_where != Where():
-            detail = f"asks for {_list(asked)}; it is {has or 'nowhere'}"
+            detail = f"asks for {_list(asked)}; it is {has}"
             yield Condition(name=name, holds=fits(only_where, moment), detail=detail)
     who = promotion.who
     for name, only_who, things_of in (
@@ -259,7 +276,7 @@ def _trigger(promotion: Promotion, moment: Moment, assumed: bool, customer: Cust
         return Condition(
             name="trigger", holds=held, detail=f"{trigger} of the fence {moment.fence}: the customer {said}"
         )
-    if trigger in PLACE_TRIGGERS or trigger == "exit":
+    if trigger in PLACE_TRIGGERS | PASSING_TRIGGERS:
         return Condition(name="trigger", holds=False, detail=f"{trigger}: there is no fence where the promotion fits")
     if trigger == "cart_abandoned":
         due_ms = customer.timers.get("cart_abandoned")
@@ -359,6 +376,12 @@ def _low_confidence(at: _Looked) -> str:
     return f"a transition must be at least {at.policy.min_confidence:g} likely; this is taken as certain"
 
 
+def _spoofed(at: _Looked) -> str:
+    if at.promotion.kind == "assist":
+        return "an alert to staff is sent all the same"
+    return f"a doubt of {at.moment.doubt:g} about the position; up to {at.policy.max_doubt:g} is let pass"
+
+
 def _outside_window(at: _Looked) -> str:
     when = at.promotion.when
     starts = _time(when.starts_ms) if when.starts_ms is not None else "ever"
@@ -383,8 +406,13 @@ def _no_product(at: _Looked) -> str:
 def _store_closed(at: _Looked) -> str:
     if at.moment.store is None:
         return "no store is involved"
-    known = at.moment.store in at.catalogue.stores
-    return f"opening hours of {at.moment.store}" if known else f"there is no store {at.moment.store}"
+    store, fence = at.catalogue.stores.get(at.moment.store), at.moment.fence
+    if store is None:
+        return f"there is no store {at.moment.store}"
+    said = f"{store.id} is {_open(store_is_open(store, at.moment.at_ms))}"
+    if fence not in at.catalogue.fence_hours:
+        return said
+    return f"{said}, {fence} in it is {_open(not fence_closed(store, fence, at.catalogue, at.moment.at_ms))}"
 
 
 def _out_of_stock(at: _Looked) -> str:
@@ -421,6 +449,7 @@ _DETAILS: dict[Reason, Callable[[_Looked], str]] = {
     Reason.OPTED_OUT: _opted_out,
     Reason.NO_CONSENT: _no_consent,
     Reason.LOW_CONFIDENCE: _low_confidence,
+    Reason.SPOOFED: _spoofed,
     Reason.OUTSIDE_WINDOW: _outside_window,
     Reason.NOT_IN_AUDIENCE: _not_in_audience,
     Reason.NO_PRODUCT: _no_product,
@@ -435,6 +464,10 @@ _DETAILS: dict[Reason, Callable[[_Looked], str]] = {
 
 def _used(caps: Iterable[Cap], count: Callable[[Cap], int]) -> str:
     return ", ".join(f"{count(cap)} of {cap.count} in {cap.period_s} s" for cap in caps) or "no caps"
+
+
+def _open(is_open: bool) -> str:
+    return "open" if is_open else "closed"
 
 
 def _list(names: Iterable[str]) -> str:

@@ -10,15 +10,18 @@ from typing import Literal, NamedTuple
 from nearcast.customer import UNSEEN, Customer, SentMessage
 from nearcast.decisions import Candidate, Reason
 from nearcast.events import Channel
-from nearcast.ids import Sku, StoreId
+from nearcast.hours import is_open, store_is_open, zone_named
+from nearcast.ids import FenceId, Sku, StoreId
 from nearcast.moments import Moment
-from nearcast.world import Cap, Promotion, Trigger
+from nearcast.world import PICKUP_TRIGGERS, Cap, Promotion, Store, Trigger
 from offers.catalogue import Catalogue
-from offers.hours import in_quiet_hours, is_open, zone_for
+from offers.hours import in_quiet_hours, zone_for
 from offers.policy import Policy
 
 #: Triggers that come from where a customer is. Their messages hold only while the customer is still there.
 PLACE_TRIGGERS: frozenset[Trigger] = frozenset({"enter", "dwell", "walk_past", "near_product"})
+#: These too, but then the customer is not in the fence.
+PASSING_TRIGGERS: frozenset[Trigger] = frozenset({"exit", "approach", "cross"})
 
 Kind = Literal["offer", "assist"]
 
@@ -68,7 +71,8 @@ def may_not_contact(customer: Customer, kind: Kind, trigger: Trigger, channels: 
 
     Alerts to staff are not marketing: no channel's consent is needed.
     """
-    if (trigger in PLACE_TRIGGERS or trigger == "exit") and not customer.consents.get("location", (True, 0))[0]:
+    by_place = trigger in PLACE_TRIGGERS | PASSING_TRIGGERS | PICKUP_TRIGGERS
+    if by_place and not customer.consents.get("location", (True, 0))[0]:
         return True
     return kind == "offer" and not any(customer.consented(channel) for channel in channels)
 
@@ -78,12 +82,21 @@ def outside_window(promotion: Promotion, now_ms: int) -> bool:
     return (starts_ms is not None and now_ms < starts_ms) or (ends_ms is not None and now_ms >= ends_ms)
 
 
-def store_closed(store: StoreId | None, catalogue: Catalogue, now_ms: int) -> bool:
-    """True if the store is closed now or is not in the catalogue (any more). No store is never closed."""
+def store_closed(store: StoreId | None, fence: FenceId | None, catalogue: Catalogue, now_ms: int) -> bool:
+    """True if the store, or the fence in it, is closed now, or the store is not in the catalogue (any more).
+
+    No store is never closed.
+    """
     if store is None:
         return False
     known = catalogue.stores.get(store)
-    return known is None or not is_open(known, now_ms)
+    return known is None or not store_is_open(known, now_ms) or fence_closed(known, fence, catalogue, now_ms)
+
+
+def fence_closed(store: Store, fence: FenceId | None, catalogue: Catalogue, now_ms: int) -> bool:
+    """True if the fence has hours, and it is not within them now."""
+    hours = catalogue.fence_hours.get(fence) if fence is not None else None
+    return hours is not None and not is_open(hours, zone_named(store.time_zone), now_ms)
 
 
 def was_helped(customer: Customer, kind: Kind, trigger: Trigger, at_ms: int, policy: Policy) -> bool:
@@ -97,7 +110,8 @@ def was_helped(customer: Customer, kind: Kind, trigger: Trigger, at_ms: int, pol
 
 
 def asks_for_help(kind: Kind, trigger: Trigger) -> bool:
-    return kind == "assist" and trigger == "help_request"
+    """An alert that somebody waits for: they asked for help, or come for their order."""
+    return kind == "assist" and (trigger == "help_request" or trigger in PICKUP_TRIGGERS)
 
 
 def is_quiet(
@@ -138,6 +152,10 @@ def _low_confidence(on: Situation) -> bool:
     return on.moment.confidence < on.policy.min_confidence
 
 
+def _spoofed(on: Situation) -> bool:
+    return on.promotion.kind == "offer" and on.moment.doubt > on.policy.max_doubt
+
+
 def _outside_window(on: Situation) -> bool:
     return outside_window(on.promotion, on.now_ms)
 
@@ -153,7 +171,7 @@ def _no_product(on: Situation) -> bool:
 
 
 def _store_closed(on: Situation) -> bool:
-    return store_closed(on.moment.store, on.catalogue, on.now_ms)
+    return store_closed(on.moment.store, on.moment.fence, on.catalogue, on.now_ms)
 
 
 def _out_of_stock(on: Situation) -> bool:
@@ -201,6 +219,7 @@ PROMOTION_GATES: tuple[Gate, ...] = (
     (Reason.OPTED_OUT, _opted_out),
     (Reason.NO_CONSENT, _no_consent),
     (Reason.LOW_CONFIDENCE, _low_confidence),
+    (Reason.SPOOFED, _spoofed),
     (Reason.OUTSIDE_WINDOW, _outside_window),
     (Reason.NOT_IN_AUDIENCE, _not_in_audience),
 )

@@ -31,4 +31,5 @@ def message_of(decision: Decision, catalogue: Catalogue) -> Message | None:
         store=decision.store,
         fence=moment.fence if moment.trigger in PLACE_TRIGGERS else None,
         sku=decision.sku,
+        pickup=moment.pickup,
     )

@@ -27,5 +27,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     quiet_hours: QuietHours | None = None
     #: A transition less likely than this is not acted on.
     min_confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    #: No offer follows from a position that is more doubtful than this. Alerts to staff go on.
+    max_doubt: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
     #: A customer whom staff spoke to is left alone for this long.
     staff_contact_quiet_ms: Annotated[int, msgspec.Meta(ge=0)] = 30 * 60_000

@@ -41,7 +41,7 @@ def recheck(
         return Reason.NO_CONSENT
     if message.fence is not None and message.fence not in presence.inside:
         return Reason.LEFT
-    if store_closed(store, catalogue, now_ms):
+    if store_closed(store, message.fence, catalogue, now_ms):
         return Reason.STORE_CLOSED
     if store is not None and message.sku is not None and not asks_for_help(kind, trigger) and (stock or 0) <= 0:
         return Reason.OUT_OF_STOCK

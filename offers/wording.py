@@ -70,6 +70,7 @@ _SAYINGS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], list[str]], str]
     (re.compile(r"Expected `str`"), lambda _, __: "must be text; put it in quotes"),
     (re.compile(r"Expected `str[^`]*` of length ([<>=]+ \d+)"), _characters),
     (re.compile(r"Expected `str[^`]*` matching regex .*"), lambda _, __: "must have no control characters or braces"),
+    (re.compile(r"Invalid RFC3339 encoded date"), lambda _, __: "must be a day of the calendar, as 2026-12-24"),
     (re.compile(r"Object missing required field `(\w+)`"), lambda found, _: f"`{found[1]}` is missing"),
     (re.compile(r"Object contains unknown field `(.*)`", re.DOTALL), _unknown_field),
     (re.compile(r"Invalid (?:enum )?value (.*)", re.DOTALL), _not_a_choice),

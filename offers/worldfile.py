@@ -1,10 +1,14 @@
 """A retailer's world as plain lists, and whether everything that its entries name exists."""
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
+from functools import lru_cache
 
 import msgspec
 
-from nearcast.world import Fence, Product, Promotion, Stock, Store
+from nearcast.world import Fence, FenceKind, OpenHours, Product, Promotion, Stock, Store
+
+#: A fence is in one that is as wide as itself, or wider.
+_WIDTH: Mapping[FenceKind, int] = {"product": 0, "shelf": 1, "department": 2, "store": 3, "vicinity": 4}
 
 
 class WorldFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +29,27 @@ def check_references(world: WorldFile) -> list[str]:
     return [*_of_fences(world), *_of_products(world), *_of_promotions(world), *_of_stock(world)]
 
 
+def remarks(world: WorldFile) -> list[str]:
+    """What is allowed and hardly meant, one sentence each."""
+    stores = {store.id: store for store in world.stores if store.hours is not None and not store.special_days}
+    return [
+        f"fence {fence.id!r} is never in use: its hours and those of its store have no minute in common"
+        for fence in world.fences
+        if fence.hours is not None and (store := stores.get(fence.store)) is not None
+        if _minutes(tuple(fence.hours)).isdisjoint(_minutes(tuple(store.hours or ())))
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _minutes(hours: tuple[OpenHours, ...]) -> frozenset[int]:
+    """The minutes of the week that the hours cover."""
+    return frozenset(
+        (each.weekday * 1440 + minute) % (7 * 1440)
+        for each in hours
+        for minute in range(each.opens, each.closes if each.closes > each.opens else each.closes + 1440)
+    )
+
+
 def _missing(what: str, kind: str, names: Iterable[str], known: Container[str]) -> Iterator[str]:
     for name in names:
         if name not in known:
@@ -43,14 +68,24 @@ def _of_fences(world: WorldFile) -> Iterator[str]:
             parent = fences.get(fence.parent)
             if parent is not None and parent.store != fence.store:
                 yield f"{what} belongs to the store {fence.store!r}, but its parent to {parent.store!r}"
+            if parent is not None and _WIDTH[parent.kind] < _WIDTH[fence.kind]:
+                yield f"{what} is a {fence.kind}, which can't be in a {parent.kind} ({parent.id!r})"
         if fence.sku is not None:
             yield from _missing(what, "product", [fence.sku], skus)
 
 
 def _of_products(world: WorldFile) -> Iterator[str]:
     stores = {store.id for store in world.stores}
+    fences = {fence.id: fence for fence in world.fences}
     for product in world.products:
-        yield from _missing(f"product {product.sku!r}", "store", [shown.store for shown in product.displays], stores)
+        what = f"product {product.sku!r}"
+        yield from _missing(what, "store", [shown.store for shown in product.displays], stores)
+        for shown in product.displays:
+            if shown.parent is not None:
+                yield from _missing(what, "parent", [shown.parent], fences)
+                parent = fences.get(shown.parent)
+                if parent is not None and parent.store != shown.store:
+                    yield f"{what} is on display in the store {shown.store!r}, but its parent is in {parent.store!r}"
 
 
 def _of_promotions(world: WorldFile) -> Iterator[str]:

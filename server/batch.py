@@ -13,13 +13,25 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from geofence.tracker import next_due_ms, on_timer, track
+from geofence import spoof, trips
+from geofence.tracker import next_due_ms, on_timer, places, track
 from nearcast import fold, metrics, topics
-from nearcast.customer import Customer, Presence
+from nearcast.customer import Customer, Presence, Stay
 from nearcast.decisions import Decision
 from nearcast.errors import InputError, UnreadableState
-from nearcast.events import TOPIC_OF, AnyEvent, Consent, Erase, Location, Timer, decode_record, encode
-from nearcast.ids import CustomerId, derived_event_id
+from nearcast.events import (
+    PICKUP_ACTIONS,
+    TOPIC_OF,
+    Action,
+    AnyEvent,
+    Consent,
+    Erase,
+    Location,
+    Timer,
+    decode_record,
+    encode,
+)
+from nearcast.ids import CustomerId, FenceId, derived_event_id
 from nearcast.messages import Emitted, Message, encode_outbox
 from nearcast.moments import Moment, Transition, moments_of_transitions
 from nearcast.world import Fence
@@ -47,14 +59,17 @@ class Item(msgspec.Struct, gc=False):
     record: Record
     event: AnyEvent
     customer: CustomerId
-    #: Of a fix: the fences its position is in.
+    #: Of a fix: the fences its position is in, and those that it is near.
     inside: Sequence[Fence] = ()
+    near: Sequence[Fence] = ()
+    #: And the H3 cell of resolution 7 around it; 0 without coordinates.
+    cell: int = 0
     #: Of a fix: where the customer was. None if that can't be read.
     presence: Presence | None = None
 
 
-#: A fix that nobody has looked at more closely yet, and the ordinals of the fences its position is in.
-Fix = tuple[Record, Location, Sequence[int]]
+#: A fix that nobody has looked at more closely yet, what `FenceIndex.match` says of its position, and its cell.
+Fix = tuple[Record, Location, Sequence[int], int]
 
 
 #: Something a customer's queue holds: an event to fold, or a moment (of an event folded already) to decide.
@@ -124,6 +139,7 @@ class Batch:
         self._timers_before: dict[CustomerId, tuple[int, dict[str, int]]] = {}
         self._results: dict[tuple[str, str], int] = {}
         self._transitions: list[Transition] = []
+        self._unknown_zones = 0
 
     def decode(self, records: Sequence[Record]) -> None:
         """Records to events; what can't be decoded becomes a dead letter."""
@@ -149,17 +165,32 @@ class Batch:
         records, events = self._located
         if not events:
             return
-        hits = self.world.fences.match(
-            np.array([event.lat for event in events], dtype=np.float64),
-            np.array([event.lng for event in events], dtype=np.float64),
-        )
-        self.fixes = list(zip(records, events, hits, strict=True))
+        lats = np.array([event.lat for event in events], dtype=np.float64)
+        lngs = np.array([event.lng for event in events], dtype=np.float64)
+        blind = np.isnan(lats)
+        if blind.any():
+            # Fixes without coordinates are nowhere, until their `zones` are looked at.
+            hits: list[tuple[int, ...]] = [()] * len(events)
+            seeing = np.flatnonzero(~blind)
+            for place, found in zip(seeing.tolist(), self.world.fences.match(lats[seeing], lngs[seeing]), strict=True):
+                hits[place] = found
+        else:
+            hits = self.world.fences.match(lats, lngs)
+        self.fixes = list(zip(records, events, hits, spoof.cells_of(lats, lngs), strict=True))
 
-    def _add(self, record: Record, event: AnyEvent, hits: Sequence[int] = (), presence: Presence | None = None) -> None:
+    def _add(
+        self,
+        record: Record,
+        event: AnyEvent,
+        hits: Sequence[int] = (),
+        cell: int = 0,
+        presence: Presence | None = None,
+    ) -> None:
         if event.id is None:
             event.id = derived_event_id(record.topic, f"{record.partition}:{record.position}")
-        customer, fences = event.customer, self.world.fences.fences
-        self.items.append(Item(record, event, customer, [fences[ordinal] for ordinal in hits], presence))
+        customer = event.customer
+        inside, near = places(hits, self.world.fences)
+        self.items.append(Item(record, event, customer, inside, near, cell, presence))
         self._busy.add(customer)
 
     def pass_by(self, cached: Mapping[int, Cached]) -> None:
@@ -175,7 +206,7 @@ class Batch:
         newest = {partition: known.presences.newest for partition, known in cached.items()}
         passed = 0
         for fix in self.fixes:
-            record, event, hits = fix
+            record, event, hits, cell = fix
             partition = record.partition
             customer = CustomerId(event.uid) if event.uid else event.customer
             presence = newest[partition].get(customer) or cached[partition].presences.get(customer)
@@ -184,13 +215,18 @@ class Batch:
             elif (
                 hits
                 or presence.inside
+                or presence.nearby
+                or presence.trips
+                or event.zones
                 or customer in busy
                 or not presence.allowed
                 or event.ts <= presence.last_ms
                 or event.ts < record.arrived_ms - late_after_ms
             ):
-                self._add(record, event, hits, presence)
+                self._add(record, event, hits, cell, presence)
             else:
+                if cell != presence.cell or presence.doubt or event.mock or event.accuracy_m < spoof.EXACT_M:
+                    spoof.notice(presence, event, cell)
                 presence.last_ms = event.ts
                 presences[partition][customer] = presence
                 passed += 1
@@ -206,7 +242,7 @@ class Batch:
         # By partition: what is known of a customer in their own says nothing of a stray in another one.
         hots: set[tuple[int, CustomerId]] = set()
         colds: set[tuple[int, CustomerId]] = set()
-        for record, fix, _ in self.fixes:
+        for record, fix, _, _ in self.fixes:
             missing.setdefault(record.partition, Missing()).hot[fix.customer] = None
         for item in self.items:
             customer, event = item.customer, item.event
@@ -261,7 +297,9 @@ class Batch:
 
         self.items = [item for item in self.items if not is_stray(item.record, item.customer)]
         self.fixes = [
-            (record, event, hits) for record, event, hits in self.fixes if not is_stray(record, event.customer)
+            (record, event, hits, cell)
+            for record, event, hits, cell in self.fixes
+            if not is_stray(record, event.customer)
         ]
 
     def fold_round(self, waiting: Sequence[Work]) -> tuple[list[tuple[Item, Moment]], list[Work]]:
@@ -296,8 +334,10 @@ class Batch:
             status, moments = self._fix(item, event)
         elif fold.is_late(event, item.record.arrived_ms, self._rules):
             status, moments = self._late(item)
-        elif isinstance(event, Timer) and _is_presence_timer(event):
+        elif isinstance(event, Timer) and event.kind == fold.PRESENCE_TIMER:
             status, moments = self._presence_timer(item, event)
+        elif isinstance(event, Timer) and event.kind == fold.PICKUP_TIMER:
+            status, moments = self._pickup_timer(item, event)
         else:
             status, moments = self._fold(item)
         result = (item.record.topic, status)
@@ -331,6 +371,8 @@ class Batch:
         """Report what was committed to the metrics."""
         for (topic, status), events in self._results.items():
             metrics.EVENTS.labels(topic, status).inc(events)
+        if self._unknown_zones:
+            metrics.UNKNOWN_ZONES.inc(self._unknown_zones)
         for transition in self._transitions:
             metrics.TRANSITIONS.labels(transition.kind, transition.fence.kind).inc()
         for arrived_ms, events in Tally(self._arrivals).items():
@@ -368,7 +410,7 @@ class Batch:
         # The one that is readable is the cache's, and is made blank in place.
         self.presences.setdefault(item.customer, Presence())
         self.customers.setdefault(item.customer, Customer(id=item.customer))
-        for kind in (fold.CART_TIMER, fold.DEADLINE_TIMER, fold.PRESENCE_TIMER):
+        for kind in (fold.CART_TIMER, fold.DEADLINE_TIMER, fold.PRESENCE_TIMER, fold.PICKUP_TIMER):
             self.commits[item.record.partition].timers[item.customer, kind] = 0
 
     def _fix(self, item: Item, event: Location) -> tuple[str, Sequence[Moment]]:
@@ -381,9 +423,16 @@ class Batch:
             return "stale", ()
         if event.ts < item.record.arrived_ms - self._rules.late_after_ms:
             return "late", ()
-        transitions = track(presence, event, item.inside, self.world.fences)
+        if event.zones:
+            self._unknown_zones += self.world.fences.evidence.unknown(event.zones)
+        spoof.notice(presence, event, item.cell)
+        before = dict(presence.inside)
+        transitions = track(presence, event, item.inside, self.world.fences, item.near)
         self.commits[item.record.partition].presences[item.customer] = presence
-        return "applied", self._moved(item, presence, transitions) if transitions else ()
+        # Whose position is kept needs a timer that forgets it.
+        moved = transitions or (presence.nearby and not presence.timer_ms)
+        moments = self._moved(item, presence, before, transitions) if moved else ()
+        return "applied", self._follow(item, presence, moments, transitions, event) if presence.trips else moments
 
     def _presence_timer(self, item: Item, event: Timer) -> tuple[str, Sequence[Moment]]:
         presence = self.presences[item.customer]
@@ -391,16 +440,60 @@ class Batch:
             return "stale", ()
         self._forget_timer(item, presence)
         self.commits[item.record.partition].presences[item.customer] = presence
-        return "applied", self._moved(item, presence, on_timer(presence, event.due_ms, self.world.fences))
+        before = dict(presence.inside)
+        transitions = on_timer(presence, event.due_ms, self.world.fences)
+        moments = self._moved(item, presence, before, transitions)
+        return "applied", self._follow(item, presence, moments, transitions, None) if presence.trips else moments
 
-    def _moved(self, item: Item, presence: Presence, transitions: list[Transition]) -> Sequence[Moment]:
-        """After a transition: the timer of the stays is set anew, and the moments are told."""
+    def _pickup_timer(self, item: Item, event: Timer) -> tuple[str, Sequence[Moment]]:
+        presence = self.presences[item.customer]
+        if event.due_ms != trips.next_due_ms(presence) or not presence.trips:
+            return "stale", ()
+        self.commits[item.record.partition].presences[item.customer] = presence
+        return "applied", self._on_trips(
+            item, presence, lambda: trips.on_timer(presence, event.event_id, item.customer, event.due_ms)
+        )
+
+    def _follow(
+        self,
+        item: Item,
+        presence: Presence,
+        moments: Sequence[Moment],
+        transitions: Sequence[Transition],
+        fix: Location | None,
+    ) -> Sequence[Moment]:
+        """The moments of transitions, and after them those of the pickups that the customer is on the way to."""
+        stores = self.world.catalogue.stores
+        found = self._on_trips(
+            item,
+            presence,
+            lambda: trips.follow(presence, item.event.event_id, item.customer, transitions, stores, fix),
+        )
+        return [*moments, *found]
+
+    def _on_trips(self, item: Item, presence: Presence, change: Callable[[], list[Moment]]) -> list[Moment]:
+        """Change the trips; their timer, and which stores expect the customer, are kept in step."""
+        commit = self.commits[item.record.partition]
+        due_ms, stores = trips.next_due_ms(presence), trips.headed_for(presence)
+        moments = change()
+        if trips.next_due_ms(presence) != due_ms:
+            commit.timers[item.customer, fold.PICKUP_TIMER] = trips.next_due_ms(presence)
+        if trips.headed_for(presence) != stores:
+            commit.pickups[item.customer] = trips.headed_for(presence)
+        return moments
+
+    def _moved(
+        self, item: Item, presence: Presence, before: Mapping[FenceId, Stay], transitions: list[Transition]
+    ) -> Sequence[Moment]:
+        """After a transition: the timer of the stays is set anew, footfall is counted, and the moments are told."""
+        counts = self.commits[item.record.partition].footfall
+        counts.moved(before, presence.inside, transitions, self.world.catalogue.stores)
         due_ms = next_due_ms(presence, self.world.fences)
         if due_ms != presence.timer_ms:
             presence.timer_ms = due_ms
             self.commits[item.record.partition].timers[item.customer, fold.PRESENCE_TIMER] = due_ms
         self._transitions += transitions
-        return moments_of_transitions(item.event.event_id, item.customer, transitions)
+        return moments_of_transitions(item.event.event_id, item.customer, transitions, presence.doubt)
 
     def _late(self, item: Item) -> tuple[str, Sequence[Moment]]:
         if fold.is_dropped_when_late(item.event):
@@ -424,6 +517,10 @@ class Batch:
             self._erase(item)
         elif isinstance(event, Consent):
             self._allow(item, allowed=customer.location_allowed)
+        elif isinstance(event, Action) and event.action in PICKUP_ACTIONS and folded.status == "applied":
+            presence, fences = self.presences[item.customer], self.world.fences.by_id
+            commit.presences[item.customer] = presence
+            return "applied", self._on_trips(item, presence, lambda: trips.act(presence, event, fences))
         return folded.status, folded.moments
 
     def _keep_timers(self, item: Item, customer: Customer) -> None:
@@ -441,7 +538,10 @@ class Batch:
         self.commits[item.record.partition].presences[item.customer] = presence
 
     def _forget_place(self, item: Item, presence: Presence) -> None:
-        presence.inside = {}
+        if presence.trips:
+            self._on_trips(item, presence, lambda: trips.forget(presence))
+        self.commits[item.record.partition].footfall.forgotten(presence.inside)
+        presence.inside, presence.nearby, presence.doubt, presence.cell = {}, None, 0.0, 0
         if presence.timer_ms:
             self._forget_timer(item, presence)
 
@@ -468,15 +568,19 @@ def _forbids_location(event: AnyEvent) -> bool:
 
 
 def _needs_hot(event: AnyEvent) -> bool:
-    return isinstance(event, Location | Consent | Erase) or _is_presence_timer(event)
+    return (
+        isinstance(event, Location | Consent | Erase)
+        or _is_hot_timer(event)
+        or (isinstance(event, Action) and event.action in PICKUP_ACTIONS)
+    )
 
 
 def _needs_cold(event: AnyEvent) -> bool:
-    return not isinstance(event, Location) and not _is_presence_timer(event)
+    return not isinstance(event, Location) and not _is_hot_timer(event)
 
 
-def _is_presence_timer(event: AnyEvent) -> bool:
-    return isinstance(event, Timer) and event.kind == fold.PRESENCE_TIMER
+def _is_hot_timer(event: AnyEvent) -> bool:
+    return isinstance(event, Timer) and event.kind in (fold.PRESENCE_TIMER, fold.PICKUP_TIMER)
 
 
 def _become(record: msgspec.Struct, other: msgspec.Struct) -> None:

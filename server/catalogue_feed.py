@@ -1,8 +1,9 @@
 """Catalogue topics into the world: changes of stores, fences, products, promotions and stock as streams.
 
-Each record is one thing as JSON, keyed by its id; an empty value removes it. A record that can't be used becomes a
-dead letter of its partition; the ones around it are applied. Changes with the same key are applied in their order, and
-applying one twice is harmless: first the world is changed, then the positions and dead letters are written.
+Each record is one thing as JSON, keyed by its id; an empty value removes it. A fence may also be a GeoJSON Feature. A
+record that can't be used becomes a dead letter of its partition; the ones around it are applied. Changes with the same
+key are applied in their order, and applying one twice is harmless: first the world is changed, then the positions and
+dead letters are written.
 
 Taking a partition over raises its epoch, and both steps ask for it. The second does so in the script that writes. The
 first does so between reading the world's version and writing on condition of that version, so a worker that was
@@ -20,6 +21,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.typing import EncodableT
 
+from geofence.geojson import fence_from_feature
 from nearcast import keys, metrics, topics
 from nearcast.errors import DeadLettersFull, Fenced, InputError, Unavailable
 from nearcast.world import Fence, Product, Promotion, Stock, Store
@@ -72,6 +74,12 @@ for i = letters, #ARGV, 7 do
 end
 return 1
 """
+
+
+class _Typed(msgspec.Struct):
+    """What tells GeoJSON from a fence in nearcast's own form, which has no `type`."""
+
+    type: object = None
 
 
 class CatalogueFeed:
@@ -196,6 +204,8 @@ def _decode(record: Record) -> Item | None:
             raise InputError(_MALFORMED, "stock can't be removed, only set to 0")
         return None
     try:
+        if record.topic == topics.FENCES and msgspec.json.decode(record.value, type=_Typed).type == "Feature":
+            return fence_from_feature(record.value)
         return msgspec.json.decode(record.value, type=_TYPE[record.topic])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(_MALFORMED, str(error)) from None

@@ -13,6 +13,7 @@ from nearcast import __version__
 from nearcast.errors import ConfigurationError, InputError, NearcastError, Unavailable
 from server import settings as settings_module
 from server.commands.dead_letters import dead_letters
+from server.commands.fences import fences
 from server.commands.replay import record, replay
 from server.credentials import secrets_for
 
@@ -99,6 +100,7 @@ def train(out: Path, seed: int) -> None:
 
 
 main.add_command(dead_letters)
+main.add_command(fences)
 main.add_command(record)
 main.add_command(replay)
 
@@ -112,7 +114,7 @@ def world() -> None:
 @click.argument("files", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
 def check_world(files: tuple[Path, ...]) -> None:
     """Check FILES, together, as the server would; names file, line and field of what is wrong."""
-    from offers.worldfile import check_references
+    from offers.worldfile import check_references, remarks
     from server.world import build, template_faults
     from server.world_files import read_worlds
 
@@ -126,6 +128,8 @@ def check_world(files: tuple[Path, ...]) -> None:
         click.echo(problem, err=True)
     if problems:
         sys.exit(2)
+    for remark in remarks(merged):
+        click.echo(f"note: {remark}", err=True)
     click.echo(
         f"fine: {len(merged.stores)} stores, {len(merged.fences)} fences, {len(merged.products)} products, "
         f"{len(merged.promotions)} promotions, {len(merged.stock)} stock entries"

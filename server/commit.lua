@@ -1,8 +1,8 @@
 -- One engine batch of one partition, all or nothing.
 -- KEYS: epoch, offsets, outbox, timers, dead letters, opt-outs, erasures; then the keys to set.
 -- ARGV: the epoch and the number of keys to set, their values, a MessagePack map of the rest, and the original bytes of
---       each dead letter (which Lua's MessagePack could not carry). Keys of decisions, presences and erased customers
---       are made here, from prefixes in the map; they are all in the partition's slot.
+--       each dead letter (which Lua's MessagePack could not carry). Keys of decisions, presences, erased customers and
+--       footfall are made here, from prefixes in the map, or named in it; they are all in the partition's slot.
 -- Refuses with FENCED when another worker has taken the partition over since, or when the stored offsets aren't those
 -- that this worker last read or wrote: then the store has lost writes, and the log must replay them. Refuses with
 -- DEAD_LETTERS_FULL rather than throw one away.
@@ -37,6 +37,7 @@ for customer, arrived_ms in pairs(rest.erased) do
   end
   redis.call('DEL', list, rest.customer_prefix .. customer, rest.presence_prefix .. customer)
   redis.call('HDEL', KEYS[6], customer)
+  redis.call('HDEL', rest.pickups_key, customer)
   redis.call('HSET', KEYS[7], customer, string.format('%.0f', arrived_ms))
 end
 
@@ -68,6 +69,24 @@ for member, due in pairs(rest.timers) do
     redis.call('ZREM', KEYS[4], member)
   else
     redis.call('ZADD', KEYS[4], due, member)
+  end
+end
+for fence, people in pairs(rest.footfall) do
+  if redis.call('HINCRBY', rest.footfall_key, fence, people) == 0 then
+    redis.call('HDEL', rest.footfall_key, fence)
+  end
+end
+for name, day in pairs(rest.footfall_days) do
+  for field, amount in pairs(day[2]) do
+    redis.call('HINCRBY', name, field, amount)
+  end
+  redis.call('EXPIREAT', name, day[1])
+end
+for customer, stores in pairs(rest.pickups) do
+  if stores == '' then
+    redis.call('HDEL', rest.pickups_key, customer)
+  else
+    redis.call('HSET', rest.pickups_key, customer, stores)
   end
 end
 for i, letter in ipairs(rest.dead_letters) do

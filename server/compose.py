@@ -2,7 +2,7 @@
 
 import hashlib
 
-from channels.templates import facts_of, render
+from channels.templates import facts_of, render, with_pickup
 from nearcast.customer import Customer
 from nearcast.ids import CustomerId
 from nearcast.messages import Message, Push
@@ -23,7 +23,11 @@ def compose(message: Message, customer: Customer, catalogue: Catalogue, fence_na
     for_staff = message.kind == "assist"
     locale = "en" if for_staff else customer.locale or "en"
     name = handle_of(customer.id) if for_staff else customer.name
-    words = render(promotion, locale, facts_of(product, store, discount, name, locale))
+    facts = facts_of(product, store, discount, name, locale)
+    pickup = message.pickup
+    if pickup is not None:
+        facts = with_pickup(facts, pickup, catalogue.stores.get(pickup.store), message.at_ms)
+    words = render(promotion, locale, facts)
     return Push(
         kind=message.kind,
         message=message.id,
@@ -44,4 +48,6 @@ def compose(message: Message, customer: Customer, catalogue: Catalogue, fence_na
         fence=message.fence,
         fence_name=fence_name,
         customer=handle_of(customer.id) if for_staff else "",
+        order=pickup.order if pickup else "",
+        eta_ms=(pickup.eta_ms or None) if pickup else None,
     )

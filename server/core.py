@@ -99,7 +99,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             valkey=valkey,
             redis=redis,
             log=log,
-            state=StateStore(redis, settings.partitions, settings.dead_letters_limit),
+            state=StateStore(redis, settings.partitions, settings.dead_letters_limit, settings.footfall_days),
             world=world,
             intake=Intake(log, clock),
             opt_outs=OptOuts(redis, settings.partitions),
@@ -116,6 +116,7 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(
         caps=(Cap(count=settings.offers_per_day, period_s=86_400),),
         quiet_hours=QuietHours(starts=quiet[0], ends=quiet[1]) if quiet else None,
+        max_doubt=settings.max_doubt,
     )
 
 

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from nearcast import keys
 from nearcast.errors import InputError, NotFound
 from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, derived_event_id
-from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
+from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS, LOCATIONS
 from server.log.base import MAX_VALUE_BYTES, Entry, EventLog
 from server.store import reaching_store
 
@@ -29,6 +29,9 @@ _Rows = list[tuple[bytes, dict[bytes, bytes]]]
 _STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
 #: The members that name a customer, with the JSON string that they hold. `*+` gives nothing back, so no value is slow.
 _NAMES = re.compile(rb'"(anonymous_id|uid|customer|key)"\s*:\s*("[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
+
+#: Members of a JSON object that hold coordinates.
+_COORDINATES = re.compile(rb'"(lat|lng|lon|long)"\s*:')
 
 #: One letter from the dead letters to the outbox, once: it may have been replayed by another meanwhile.
 _TO_OUTBOX = """
@@ -65,6 +68,8 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     value: bytes
     #: When the record reached the log; None for letters that don't say.
     arrived_ms: int | None = None
+    #: When `value` was cut, since it held a position that had become too old (`server.forgetting`).
+    cut_ms: int | None = None
 
     @property
     def since_ms(self) -> int:
@@ -83,7 +88,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         return self.reason in (None, letter.reason) and self.topic in (None, letter.topic)
 
 
-Outcome = Literal["replayed", "gone", "no such topic", "too large"]
+Outcome = Literal["replayed", "gone", "cut", "no such topic", "too large"]
 
 
 class DeadLetters:
@@ -118,11 +123,11 @@ class DeadLetters:
                 rows = cast("list[_Rows]", await pipe.execute())
         return [_letter(letter.partition, *row) for letter, found in zip(letters, rows, strict=True) for row in found]
 
-    async def every(self, wanted: Wanted) -> AsyncIterator[Letter]:
-        """Those wanted, by partition, oldest first. What is buried meanwhile may come, too."""
+    async def every(self, wanted: Wanted, after: str = "-") -> AsyncIterator[Letter]:
+        """Those wanted, by partition, oldest first; those after this entry. What is buried meanwhile may come, too."""
         partitions = range(self._partitions) if wanted.partition is None else (wanted.partition,)
         for partition in partitions:
-            start = "-"
+            start = after if after == "-" else f"({after}"
             while True:
                 with reaching_store():
                     answer = await self._redis.xrange(keys.dead_letters(partition), start, "+", count=_AT_ONCE)
@@ -147,7 +152,9 @@ class DeadLetters:
         outcomes: dict[LetterId, Outcome] = {}
         for_log: list[tuple[LetterId, Entry]] = []
         for letter in letters:
-            if letter.topic in (*CUSTOMER_TOPICS, *CATALOGUE_TOPICS):
+            if letter.cut_ms is not None:
+                outcomes[letter.id] = "cut"
+            elif letter.topic in (*CUSTOMER_TOPICS, *CATALOGUE_TOPICS):
                 entry = entry_of(letter)
                 if len(entry.value) <= MAX_VALUE_BYTES:
                     for_log.append((letter.id, entry))
@@ -159,7 +166,7 @@ class DeadLetters:
             await self.drop([letter for letter, _ in some])
             outcomes |= dict.fromkeys((letter for letter, _ in some), "replayed")
         for letter in letters:
-            if letter.topic == OUTBOX:
+            if letter.topic == OUTBOX and letter.id not in outcomes:
                 names = (keys.dead_letters(letter.id.partition), keys.outbox(letter.id.partition))
                 with reaching_store():
                     moved = await self._redis.eval(_TO_OUTBOX, 2, *names, letter.id.entry, letter.value)
@@ -226,7 +233,7 @@ def _with(given: dict[str, str | int], value: bytes) -> bytes:
 
 
 def _letter(partition: int, entry: bytes, kept: dict[bytes, bytes]) -> Letter:
-    arrived = kept.get(b"arrived_ms", b"")
+    arrived, cut = kept.get(b"arrived_ms", b""), kept.get(b"cut_ms", b"")
     return Letter(
         id=LetterId(partition, entry.decode()),
         reason=kept.get(b"reason", b"").decode(errors="replace"),
@@ -236,7 +243,15 @@ def _letter(partition: int, entry: bytes, kept: dict[bytes, bytes]) -> Letter:
         key=kept.get(b"key", b"").decode(errors="replace"),
         value=kept.get(b"value", b""),
         arrived_ms=int(arrived) if arrived.isdigit() else None,
+        cut_ms=int(cut) if cut.isdigit() else None,
     )
+
+
+def holds_position(letter: Letter) -> bool:
+    """Whether its bytes tell where somebody is; all in the topic of the fixes count, however broken they are."""
+    if letter.topic == LOCATIONS:
+        return True
+    return letter.topic in CUSTOMER_TOPICS and _COORDINATES.search(letter.value) is not None
 
 
 def is_stream_id(text: str) -> bool:

@@ -17,13 +17,13 @@ from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
 from nearcast import keys, metrics
 from nearcast.clock import Clock
-from nearcast.customer import Customer, Presence
+from nearcast.customer import Customer, Presence, Trip
 from nearcast.decisions import Decision
 from nearcast.errors import Conflict, NotFound, Unavailable, UnreadableState
 from nearcast.events import Channel, Consent, ConsentScope, DeliveryStatus, Erase, IntakeEvent
 from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, EventId, MessageId, PromotionId, StoreId
 from nearcast.messages import Push
-from nearcast.world import Promotion
+from nearcast.world import Fence, Promotion, Store
 from offers.candidates import stock_wanted
 from offers.explain import Explanation, explain, situation_for, things_asked
 from offers.messages import message_of
@@ -37,6 +37,7 @@ from server.consents import OptOuts
 from server.coupons import Coupon, CouponBook, apply_offer
 from server.deliveries import append_receipt
 from server.eraser import forget_channel, note_erasure
+from server.footfall import DEFAULT_K, Asked, FootfallBook, History, Live, history_of, live_of
 from server.intake import Intake
 from server.log.base import EventLog
 from server.state import KEPT_DECISIONS, Known, StateStore
@@ -69,6 +70,7 @@ class Desk:
         sms_auth_token: str,
         demo: bool,
         web_root: Path,
+        footfall_k: int = DEFAULT_K,
     ) -> None:
         self._redis = redis
         self._state = state
@@ -79,6 +81,8 @@ class Desk:
         self._streams = streams
         self._tokens = tokens
         self._policy = policy
+        self._footfall = FootfallBook(redis, state.partitions)
+        self._footfall_k = footfall_k
         self.coupons = coupons
         self.keys = keyring
         self.links = links
@@ -190,6 +194,48 @@ class Desk:
         stock = await self._world.stock(stock_wanted(moment, things_asked(asked, moment, profile, catalogue)))
         decisions = await self._state.decisions(customer, KEPT_DECISIONS)
         return explain(asked, moment, assumed, profile, catalogue, stock, self._policy, decisions)
+
+    async def footfall(self, store: StoreId, *, products: bool) -> Live:
+        self._store(store)
+        fences = await self._zones(store, products=products)
+        people = await self._footfall.live([fence.fence_id for fence in fences])
+        return live_of(store, fences, people, self._footfall_k, self.clock.now_ms())
+
+    async def footfall_history(self, store: StoreId, asked: Asked) -> History:
+        known = self._store(store)
+        fences = await self._zones(store, products=asked.fence is not None)
+        names = {fence.fence_id: fence.name for fence in fences}
+        if asked.fence is not None:
+            # What was counted of a fence that is gone can still be asked for.
+            names = {asked.fence: names.get(asked.fence, "")}
+        hours = asked.hours(known, len(names), self.clock.now_ms())
+        found = await self._footfall.days(store, {hour.day for hour in hours})
+        return history_of(known, names, hours, found, self._footfall_k)
+
+    async def pickups(self, store: StoreId) -> list[tuple[CustomerId, Trip]]:
+        self._store(store)
+        expected = await self._state.expected_at(store)
+        return [
+            (customer, trip)
+            for customer, presence in expected
+            for trip in presence.trips
+            if trip.store == store and trip.state != "waiting"
+        ]
+
+    def _store(self, store: StoreId) -> Store:
+        known = self._world.current.catalogue.stores.get(store)
+        if known is None:
+            raise NotFound("unknown_store", f"there is no store {store!r} in the world now")
+        return known
+
+    async def _zones(self, store: StoreId, *, products: bool) -> list[Fence]:
+        fences = self._world.current.fences.by_id.values()
+
+        def of_store() -> list[Fence]:
+            return [fence for fence in fences if fence.store == store and (products or fence.kind != "product")]
+
+        # With many thousand fences this takes a while.
+        return await asyncio.to_thread(of_store)
 
     async def promotion(self, promotion: PromotionId) -> Promotion | None:
         return self._world.current.catalogue.promotions.get(promotion)

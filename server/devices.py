@@ -23,6 +23,8 @@ from server.store import reaching_store, text
 _ALERT_TTL_S = 86_400
 #: What a device is believed. Anything else would let a phone grant itself purchases or another customer's cart.
 _FROM_DEVICES = (Location, Cart, Action, Consent)
+#: What only the shop knows of an order.
+_NOT_FROM_DEVICES = frozenset({"order_ready", "order_picked_up"})
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -104,6 +106,8 @@ class DeviceBackend:
             raise Forbidden(
                 "not_from_devices", "purchases, profiles and sign-ins come from the retailer's own systems", "type"
             )
+        if isinstance(event, Action) and event.action in _NOT_FROM_DEVICES:
+            raise Forbidden("not_from_devices", "what becomes of an order is told by the retailer's systems", "action")
         return Ids(id=(await self._desk.accept([event]))[0])
 
     async def _ack(self, identity: Identity, data: bytes) -> None:

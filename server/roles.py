@@ -40,6 +40,7 @@ from server.desk import Desk
 from server.devices import DeviceBackend
 from server.engine import Engine
 from server.eraser import Eraser
+from server.forgetting import Forgetting
 from server.outbox import ValkeyOutbox
 from server.state import StateStore
 from server.store import client_of, reaching_store
@@ -82,6 +83,7 @@ def make_desk(core: Core) -> Desk:
         sms_auth_token=token.get_secret_value() if token else "",
         demo=settings.demo,
         web_root=Path(str(resources.files("clients").joinpath("web"))),
+        footfall_k=settings.footfall_k,
     )
 
 
@@ -103,7 +105,7 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
     # What a batch waits for goes over connections that nobody else uses: a crowd of requests can't keep it waiting.
     redis = client_of(core.redis_url)
     stack.push_async_callback(redis.aclose)
-    state = StateStore(redis, settings.partitions, settings.dead_letters_limit)
+    state = StateStore(redis, settings.partitions, settings.dead_letters_limit, settings.footfall_days)
     consumer = core.log.consumer(ENGINE_GROUP, topics.CUSTOMER_TOPICS)
     await consumer.start()
     stack.push_async_callback(consumer.stop)
@@ -130,6 +132,14 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
         core.clock,
         log_in_store=settings.kafka is None,
     )
+    forgetting = Forgetting(
+        core.redis,
+        settings.partitions,
+        lambda: engine.partitions,
+        core.clock,
+        log_in_store=settings.kafka is None,
+        own_server=core.valkey is not None,
+    )
     timers = TimerPump(state, core.intake, lambda: engine.partitions, core.clock)
     feed = CatalogueFeed(feed_consumer, core.world, core.redis, settings.dead_letters_limit)
 
@@ -148,6 +158,7 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
         Root("timers", timers.run),
         Root("garbage collector", keep_looking),
         Root("eraser", eraser.run),
+        Root("forgetting", forgetting.run),
         Root("catalogue feed", feed.run),
         Root("engine watchdog", dogs[0].run),
         Root("catalogue watchdog", dogs[1].run),

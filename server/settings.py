@@ -127,6 +127,15 @@ class Settings(BaseSettings):
         description="Dead letters that a partition may hold. An engine that would need more stops, and says so, rather "
         "than discard a stream.",
     )
+    footfall_k: int = Field(
+        5,
+        ge=1,
+        le=1_000,
+        description="Footfall counts below this are withheld, and others rounded down to a multiple of it.",
+    )
+    footfall_days: int = Field(
+        400, ge=1, le=3_660, description="Days for which the hourly footfall is kept; counts only, nobody's id."
+    )
     late_after_s: float = Field(
         3_600,
         gt=0,
@@ -138,6 +147,12 @@ class Settings(BaseSettings):
     )
     offers_per_day: int = Field(
         6, ge=1, description="Most offers to one customer in any 24 hours, all promotions together."
+    )
+    max_doubt: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="No offer follows from a position that is more likely than this to be made up (0 to 1; 1: all do).",
     )
     quiet_hours: str = Field(
         "21:00-08:00", description="No offers in this window of the customer's local time; empty: none are quiet."

@@ -23,7 +23,8 @@ from nearcast import keys
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
 from nearcast.errors import DeadLettersFull, Fenced, UnreadableState
-from nearcast.ids import CustomerId, partition_of
+from nearcast.ids import CustomerId, StoreId, partition_of
+from server.footfall import DEFAULT_DAYS, Counts, expires_s
 from server.placing import partitions_of
 from server.store import raw, reaching_store, text
 from server.stored import Hot, decode_customer, decode_presence, encode_customer, encode_presence
@@ -109,6 +110,9 @@ class Commit(msgspec.Struct):
     timers: dict[tuple[CustomerId, str], int] = {}
     dead_letters: list[DeadLetter] = []
     decisions: list[Decision] = []
+    #: Customer → the stores that expect them for a pickup; none to say that no store does any more.
+    pickups: dict[CustomerId, list[StoreId]] = {}
+    footfall: Counts = msgspec.field(default_factory=Counts)
 
 
 class Encoded(NamedTuple):
@@ -124,11 +128,23 @@ class Encoded(NamedTuple):
 class StateStore:
     """Reads and commits through one Valkey or Redis client. Every failure to reach it is `Unavailable`."""
 
-    def __init__(self, redis: Redis, partitions: int, max_dead_letters: int = MAX_DEAD_LETTERS) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        partitions: int,
+        max_dead_letters: int = MAX_DEAD_LETTERS,
+        footfall_days: int = DEFAULT_DAYS,
+    ) -> None:
         self._redis = redis
         self._partitions = partitions
         self._max_dead_letters = max_dead_letters
+        self._footfall_days = footfall_days
         self._script = redis.register_script(resources.files("server").joinpath("commit.lua").read_text())
+
+    @property
+    def partitions(self) -> int:
+        """Over how many partitions the customers are spread."""
+        return self._partitions
 
     def partition(self, customer: CustomerId) -> int:
         """Where the customer's state is, whichever partition an event of theirs came in."""
@@ -198,6 +214,28 @@ class StateStore:
         known = (await self.load(self.partition(customer), [customer]))[0]
         return known if known != Known(Customer(id=customer), Presence()) else None
 
+    async def expected_at(self, store: StoreId) -> list[tuple[CustomerId, Presence]]:
+        """Who is expected in a store for a pickup, or there. Whose record can't be decoded is left out."""
+        with reaching_store():
+            pipe = self._redis.pipeline(transaction=False)
+            for partition in range(self._partitions):
+                pipe.hgetall(keys.pickups(partition))
+            answers = await pipe.execute()
+        people = {
+            partition: [name for name, stores in _texts(rows).items() if store in stores.split(TIMER_SEPARATOR)]
+            for partition, rows in enumerate(answers)
+        }
+        wanted: dict[int, Wanted] = {
+            partition: ([CustomerId(name) for name in names], ()) for partition, names in people.items() if names
+        }
+        found = await self.fetch(wanted)
+        return [
+            (customer, record.presence)
+            for partition, (hot, _) in found.items()
+            for customer, record in zip(wanted[partition][0], hot, strict=True)
+            if not isinstance(record, UnreadableState)
+        ]
+
     async def decision(self, customer: CustomerId, decision: str) -> Decision | None:
         """A decision about this customer; None if there is none, or it is somebody else's."""
         with reaching_store():
@@ -251,13 +289,21 @@ class StateStore:
             "outbox": [entry.decode() for entry in batch.outbox],
             "timers": {f"{kind}{TIMER_SEPARATOR}{customer}": due for (customer, kind), due in batch.timers.items()},
             "dead_letters": [letter[:-1] for letter in batch.dead_letters],
+            "footfall": batch.footfall.live,
+            "footfall_days": {
+                keys.footfall_day(partition, store, day): (expires_s(day, self._footfall_days), fields)
+                for (store, day), fields in batch.footfall.days.items()
+            },
             "decisions": [
                 (decision.id, decision.customer, msgspec.json.encode(decision).decode()) for decision in batch.decisions
             ],
+            "pickups": {customer: TIMER_SEPARATOR.join(stores) for customer, stores in batch.pickups.items()},
+            "pickups_key": keys.pickups(partition),
             "customer_prefix": keys.customer(partition, ""),
             "presence_prefix": keys.presence(partition, ""),
             "decision_prefix": keys.decision(partition, ""),
             "decisions_prefix": keys.decisions_of(partition, ""),
+            "footfall_key": keys.footfall(partition),
             "decision_ttl": DECISION_TTL_S,
             "kept_decisions": KEPT_DECISIONS,
             "max_dead_letters": self._max_dead_letters,

@@ -25,8 +25,9 @@ from geofence.displays import display_fences
 from geofence.index import FenceIndex
 from nearcast import keys, metrics
 from nearcast.errors import Conflict, InputError, NotFound, Unavailable
-from nearcast.ids import Sku, StoreId
-from nearcast.world import Fence, Product, Promotion, Stock, Store
+from nearcast.hours import zone_named
+from nearcast.ids import FenceId, Sku, StoreId
+from nearcast.world import Fence, OpenHours, Product, Promotion, Stock, Store
 from offers.catalogue import Catalogue
 from offers.worldfile import WorldFile, check_references
 from server.store import raw, reaching_store, text
@@ -71,12 +72,26 @@ def build(version: int, items: WorldFile, previous: World | None = None) -> Worl
     Raises `InputError` for a fence whose geometry can't be used.
     """
     displays = (fence for product in items.products for fence in display_fences(product))
-    return World(
-        version,
-        Catalogue.build(items.stores, items.products, items.promotions),
-        FenceIndex.build([*items.fences, *displays], previous.fences if previous else None),
-        items,
+    fences = FenceIndex.build(
+        [*items.fences, *displays],
+        previous.fences if previous else None,
+        {store.store_id: zone_named(store.time_zone) for store in items.stores},
     )
+    catalogue = Catalogue.build(items.stores, items.products, items.promotions, _hours_of(fences))
+    return World(version, catalogue, fences, items)
+
+
+def _hours_of(fences: FenceIndex) -> dict[FenceId, Sequence[OpenHours]]:
+    """The hours of all fences that have some, their own or of a fence around them."""
+    if all(fence.hours is None for fence in fences.fences):
+        return {}
+    found: dict[FenceId, Sequence[OpenHours]] = {}
+    for fence in fences.fences:
+        for each in (fence, *fences.ancestors(fence.fence_id)):
+            if each.hours is not None:
+                found[fence.fence_id] = each.hours
+                break
+    return found
 
 
 async def _unguarded() -> None: ...

@@ -43,9 +43,10 @@ import numpy as np
 import shapely
 from redis.asyncio import Redis
 
+from geofence import spoof, trips
 from geofence.displays import display_fences
 from geofence.index import FenceIndex
-from geofence.tracker import next_due_ms, on_timer, track
+from geofence.tracker import next_due_ms, on_timer, places, track
 from models import features
 from models.scorer import Scorer
 from nearcast import fold, keys, topics
@@ -53,6 +54,7 @@ from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
 from nearcast.errors import InputError
 from nearcast.events import (
+    PICKUP_ACTIONS,
     TOPIC_OF,
     Action,
     AnyEvent,
@@ -143,7 +145,8 @@ class Outcome:
         """The timers that wait: (customer, kind) → due time in ms."""
         waiting = {(name, kind): due for name, known in self.customers.items() for kind, due in known.timers.items()}
         places = {(name, "presence"): presence.timer_ms for name, presence in self.presences.items()}
-        return waiting | {timer: due for timer, due in places.items() if due}
+        pickups = {(name, "pickup"): trips.next_due_ms(presence) for name, presence in self.presences.items()}
+        return waiting | {timer: due for timer, due in (places | pickups).items() if due}
 
     def differences(self, committed: Committed, timers: Timers | None = None, *, outbox: bool = True) -> list[str]:
         """One sentence for everything that is committed and should not be, or the other way round, or different.
@@ -233,6 +236,8 @@ class Oracle:
                 return self._locate(event, late)
             case Timer(kind="presence"):
                 return self._wait_no_longer(event)
+            case Timer(kind="pickup"):
+                return self._expect_no_longer(event)
             case Cart() if late:
                 return "late", []
             case Action() if late:
@@ -250,14 +255,23 @@ class Oracle:
             return "stale", []
         if late:
             return "late", []
-        (ordinals,) = self._fences.match(np.array([fix.lat]), np.array([fix.lng]))
-        inside = [self._fences.fences[ordinal] for ordinal in ordinals]
-        self._places.check(fix, {fence.id for fence in inside})
+        if fix.lat == fix.lat:
+            (hits,) = self._fences.match(np.array([fix.lat]), np.array([fix.lng]))
+            inside, near = places(hits, self._fences)
+            self._places.check(fix, {fence.id for fence in inside})
+        else:
+            inside, near = [], []
         self.outcome.presences[name] = presence
-        transitions = track(presence, fix, inside, self._fences)
-        if transitions:
+        (cell,) = spoof.cells_of(np.array([fix.lat]), np.array([fix.lng]))
+        spoof.notice(presence, fix, cell)
+        transitions = track(presence, fix, inside, self._fences, near)
+        # Every stay is in the footfall from its beginning.
+        for stay in presence.inside.values():
+            stay.counted = True
+        if transitions or (presence.nearby and not presence.timer_ms):
             presence.timer_ms = next_due_ms(presence, self._fences)
-        return "applied", moments_of_transitions(fix.event_id, name, transitions)
+        moments = moments_of_transitions(fix.event_id, name, transitions, presence.doubt)
+        return "applied", moments + trips.follow(presence, fix.event_id, name, transitions, self._catalogue.stores, fix)
 
     def _wait_no_longer(self, timer: Timer) -> tuple[str, list[Moment]]:
         presence = self._presence(timer.customer)
@@ -265,7 +279,16 @@ class Oracle:
             return "stale", []
         transitions = on_timer(presence, timer.due_ms, self._fences)
         presence.timer_ms = next_due_ms(presence, self._fences)
-        return "applied", moments_of_transitions(timer.event_id, timer.customer, transitions)
+        moments = moments_of_transitions(timer.event_id, timer.customer, transitions, presence.doubt)
+        return "applied", moments + trips.follow(
+            presence, timer.event_id, timer.customer, transitions, self._catalogue.stores
+        )
+
+    def _expect_no_longer(self, timer: Timer) -> tuple[str, list[Moment]]:
+        presence = self._presence(timer.customer)
+        if not presence.trips or trips.next_due_ms(presence) != timer.due_ms:
+            return "stale", []
+        return "applied", trips.on_timer(presence, timer.event_id, timer.customer, timer.due_ms)
 
     def _fold(self, event: AnyEvent, record: Record) -> tuple[str, list[Moment]]:
         name = event.customer
@@ -289,13 +312,17 @@ class Oracle:
         self._ledger.check_purchases(record, event, after)
         if isinstance(event, Consent):
             self._allow(name, after.location_allowed)
+        if isinstance(event, Action) and event.action in PICKUP_ACTIONS:
+            presence = self.outcome.presences[name] = self._presence(name)
+            return folded.status, trips.act(presence, event, self._fences.by_id)
         return folded.status, folded.moments
 
     def _allow(self, name: CustomerId, allowed: bool) -> None:
         presence = self._presence(name)
         presence.allowed = allowed
         if not allowed:
-            presence.inside, presence.timer_ms = {}, 0
+            presence.inside, presence.timer_ms, presence.trips = {}, 0, []
+            presence.nearby, presence.doubt, presence.cell = None, 0.0, 0
         self.outcome.presences[name] = presence
 
     def _decide(self, moment: Moment, partition: int) -> None:

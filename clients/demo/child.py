@@ -142,6 +142,8 @@ class Child:
             "NEARCAST_QUIET_HOURS": "",
             # The shoppers' day is over in minutes, and starts again.
             "NEARCAST_OFFERS_PER_DAY": "150",
+            # The shoppers are few, and nobody.
+            "NEARCAST_FOOTFALL_K": "2",
             "NEARCAST_API_KEYS": json.dumps(self._keys),
             "NEARCAST_TOKEN_SECRET": self._token_secret,
             "NEARCAST_SMS_URL": sms_url,

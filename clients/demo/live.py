@@ -54,14 +54,22 @@ def scene(retailer: Retailer, people: Sequence[Person], staff_store: str, gatewa
 
 
 def moving(
-    dots: Sequence[Dot], phones: Mapping[str, int], counters: dict[str, Any], news: list[dict[str, object]]
+    dots: Sequence[Dot],
+    phones: Mapping[str, int],
+    counters: dict[str, Any],
+    news: list[dict[str, object]],
+    footfall: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One publication of the live channel. `phones` gives the place on the page of those who have one."""
+    """One publication of the live channel.
+
+    `phones` gives the place on the page of those who have one, `footfall` what the API says of each shop, by id.
+    """
     return {
         "at_ms": int(time.time() * 1000),
         "shoppers": [{"id": dot.uid, "lat": dot.lat, "lng": dot.lng, "phone": phones.get(dot.uid)} for dot in dots],
         "counters": counters,
         "feed": news,
+        "footfall": footfall or {},
     }
 
 

@@ -179,12 +179,15 @@ class Play:
         """Feed the page; while the server is away there is no page either."""
         phones = {person.uid: number for number, person in enumerate(stage.people[:PHONES])}
         shows = 0
+        footfall: dict[str, object] = {}
         while True:
             with contextlib.suppress(Unavailable):
                 if shows % 4 == 0:
                     self._measure.server.read(await admin.metrics())
+                    footfall = {shop.store.id: await admin.footfall(shop.store.id) for shop in stage.retailer.shops}
                 dots = simulation.dots()
-                await admin.show(live.moving(dots, phones, self._measure.summary(), self._ticker.take()))
+                counters = self._measure.summary()
+                await admin.show(live.moving(dots, phones, counters, self._ticker.take(), footfall))
             shows += 1
             await asyncio.sleep(_SHOW_S)
 

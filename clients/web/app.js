@@ -2,6 +2,7 @@
 // arrives to the views. Nothing here decides anything: every number shown was counted by the demo's driver.
 
 import { Counters } from "./counters.js";
+import { Footfall } from "./footfall.js";
 import { CityView, FloorView } from "./map.js";
 import { News } from "./news.js";
 import { Phone } from "./phone.js";
@@ -46,6 +47,8 @@ async function main() {
   const scene = await fetchScene();
   const city = new CityView(document.getElementById("city"), scene);
   const floor = new FloorView(document.getElementById("floor"), document.getElementById("shop"), scene);
+  const [people, note] = [document.getElementById("footfall"), document.getElementById("footfall-note")];
+  const footfall = new Footfall(people, note, document.getElementById("shop"));
   const counters = new Counters(document.getElementById("counters"));
   const news = new News(document.getElementById("news"));
   city.drawLegend(document.getElementById("legend"));
@@ -71,6 +74,7 @@ async function main() {
   const live = connect(scene, (fresh) => fresh.live?.token ?? fresh.live_token, (state) => {
     city.move(state.shoppers);
     floor.move(state.shoppers);
+    footfall.show(state.footfall);
     counters.show(state.counters);
     news.add(state.feed);
     for (const [index, phone] of phones.entries()) {

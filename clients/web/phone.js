@@ -9,6 +9,8 @@ const OCCASIONS = {
   near_product: "At the shelf",
   exit: "Before you go",
   cart_abandoned: "In your cart",
+  pickup_arrived: "Your order",
+  pickup_wrong_store: "Your order",
 };
 const MAX_CARDS = 12;
 const money = new Intl.NumberFormat("en-US", { style: "currency", currency: "USD" });

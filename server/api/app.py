@@ -13,10 +13,12 @@ from server.api import (
     demo,
     description,
     events,
+    footfall,
     operations,
     problems,
     reader_pages,
     tills,
+    trips,
 )
 from server.api.boundary import Boundary
 from server.api.keyring import Buckets
@@ -36,13 +38,16 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.buckets = Buckets(services.limits.rate, services.clock)
-    for module in (events, catalogue, customers, tills, callbacks, reader_pages, operations, description):
+    routed = (
+        events, catalogue, customers, tills, trips, callbacks, reader_pages, footfall, operations, description,
+    )  # fmt: skip
+    for module in routed:
         app.include_router(module.router)
     if services.demo:
         app.include_router(demo.router)
         demo.mount_page(app, services)
     problems.install(app)
     app.state.openapi = description.describe(app)
-    big = {"/v1/catalogue": services.limits.catalogue_bytes, "/v1/demo/scene": services.limits.catalogue_bytes}
+    big = dict.fromkeys(("/v1/catalogue", "/v1/fences", "/v1/demo/scene"), services.limits.catalogue_bytes)
     app.add_middleware(Boundary, clock=services.clock, limit=MAX_BODY_BYTES, limits=big)
     return app

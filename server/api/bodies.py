@@ -38,11 +38,11 @@ def answer(body: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, media_type="application/json")
 
 
-def accepts(kind: object, examples: Mapping[str, object]) -> Json:
+def accepts(kind: object, examples: Mapping[str, object], media_type: str = "application/json") -> Json:
     """OpenAPI for a route's JSON body: its schema and examples by name, each of which must decode as `kind`."""
     (schema,), components = msgspec.json.schema_components([kind], schema_hook=_any_value, ref_template=_REF)
     shown = {name: {"value": msgspec.to_builtins(example)} for name, example in examples.items()}
-    content = {"application/json": {"schema": schema, "examples": shown}}
+    content = {media_type: {"schema": schema, "examples": shown}}
     return {"requestBody": {"required": True, "content": content}, "x-components": components}
 
 

@@ -2,19 +2,25 @@
 
 Putting is by id: what is named is put or replaced, everything else stays. A document is checked as a whole and takes
 effect as a whole, or not at all.
+
+Fences are also put and got as GeoJSON. Reading it tries every outline, so that is done beside the event loop.
 """
 
-from typing import Literal
+import asyncio
+from typing import Annotated, Literal
 
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
+from geofence.geojson import FeatureCollection, collection_of, fences_from_geojson, fences_to_geojson
 from nearcast.world import (
     Cap,
     Circle,
+    Corridor,
     Discount,
     Display,
     Fence,
+    OpenHours,
     Product,
     Promotion,
     Stock,
@@ -36,6 +42,26 @@ _KIND: dict[Collection, WorldKind] = {
     "products": "product",
     "promotions": "promotion",
 }
+GEOJSON = "application/geo+json"
+_FENCES = [
+    Fence(
+        id="graben-door",
+        store="graben",
+        kind="store",
+        geometry=Circle((16.3700, 48.2086), 40.0),
+        approach_m=150.0,
+        hours=[OpenHours(weekday=day, opens=8 * 60, closes=20 * 60) for day in range(6)],
+    ),
+    Fence(
+        id="graben-queue",
+        store="graben",
+        kind="department",
+        geometry=Corridor([(16.3700, 48.2086), (16.3702, 48.2086)], 2.0),
+        parent="graben-door",
+        dwell_s=120.0,
+        codes=["graben-queue-poster"],
+    ),
+]
 _STOCK = Stock(store="graben", sku="4711", quantity=12)
 _EXAMPLE = WorldFile(
     stores=[Store(id="graben", name="Graben", lat=48.2086, lng=16.3700, time_zone="Europe/Vienna")],
@@ -87,6 +113,32 @@ async def put_catalogue(request: Request, services: Behind) -> Response:
 async def get_collection(collection: Collection, services: Behind) -> Response:
     """All things of one kind."""
     return Response(await services.get_world(_KIND[collection]), media_type="application/json")
+
+
+@router.put(
+    "/v1/fences",
+    dependencies=[Depends(Allow("admin"))],
+    openapi_extra=accepts(FeatureCollection, {"a store and its queue": collection_of(_FENCES)}, GEOJSON),
+)
+async def put_fences(request: Request, services: Behind) -> Response:
+    """Put fences as a GeoJSON FeatureCollection; see docs/fences.md."""
+    fences = await asyncio.to_thread(fences_from_geojson, await request.body())
+    return answer(WorldVersion(await services.put_world(WorldFile(fences=fences))))
+
+
+@router.get("/v1/fences", dependencies=[Depends(Allow("admin"))])
+async def get_fences(
+    services: Behind, store: Annotated[str | None, Query(description="Only the fences of this store.")] = None
+) -> Response:
+    """All fences, or those of one store, as a GeoJSON FeatureCollection."""
+    wanted = checked_id(store, "query.store") if store is not None else None
+    found = await services.get_world("fence")
+    return Response(await asyncio.to_thread(_as_geojson, found, wanted), media_type=GEOJSON)
+
+
+def _as_geojson(found: bytes, store: str | None) -> bytes:
+    fences = msgspec.json.decode(found, type=list[Fence])
+    return fences_to_geojson(fence for fence in fences if store is None or fence.store == store)
 
 
 @router.delete("/v1/catalogue/{collection}/{item_id:path}", dependencies=[Depends(Allow("admin"))])

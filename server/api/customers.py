@@ -18,7 +18,7 @@ from server.api.bodies import accepts, answer, checked_id, read
 router = APIRouter(tags=["customers"])
 
 #: Bookkeeping of the fold that says nothing about the customer.
-_INTERNAL = frozenset({"v", "seen"})
+_INTERNAL = frozenset({"v", "seen", "counted", "confidence", "entering", "leaving", "trail"})
 
 
 class ConsentChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

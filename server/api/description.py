@@ -76,7 +76,7 @@ def _roles(app: FastAPI) -> Iterator[tuple[tuple[str, str], list[str]]]:
 def _shown(document: Json) -> Iterator[Json]:
     for path, method, operation in _operations(document):
         body = cast("dict[str, dict[str, dict[str, dict[str, dict[str, object]]]]]", operation.get("requestBody", {}))
-        examples = body.get("content", {}).get("application/json", {}).get("examples", {})
+        examples = {name: e for content in body.get("content", {}).values() for name, e in content["examples"].items()}
         yield {
             "method": method.upper(),
             "path": path,

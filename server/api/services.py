@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from nearcast.clock import Clock
-from nearcast.customer import Customer, Presence
+from nearcast.customer import Customer, Presence, Trip
 from nearcast.decisions import Decision
 from nearcast.events import Channel, ConsentScope, IntakeEvent
 from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, StoreId
@@ -21,6 +21,7 @@ from offers.worldfile import WorldFile
 from server.api.keyring import KeyRing, RateLimit
 from server.api.links import LinkSigner
 from server.coupons import Coupon, Decided
+from server.footfall import Asked, History, Live
 
 WorldKind = Literal["store", "fence", "product", "promotion"]
 TokenRole = Literal["customer", "staff", "demo"]
@@ -109,6 +110,18 @@ class Services(Decided, Protocol):
 
     async def why_not(self, customer: CustomerId, promotion: PromotionId, store: StoreId | None) -> Explanation:
         """What keeps a promotion from a customer, at a store if one is named. Raises `NotFound` for each of them."""
+        ...
+
+    async def footfall(self, store: StoreId, *, products: bool) -> Live:
+        """How many people are in the store's fences; in those of displays only if asked. Raises `NotFound`."""
+        ...
+
+    async def footfall_history(self, store: StoreId, asked: Asked) -> History:
+        """Visits by fence and hour. Raises `NotFound`, and `InputError` for too much at once."""
+        ...
+
+    async def pickups(self, store: StoreId) -> list[tuple[CustomerId, Trip]]:
+        """Who is on the way to a store to pick an order up, or there. Raises `NotFound`."""
         ...
 
     async def apply(self, customer: CustomerId, decision: DecisionId, channel: Channel | None = None) -> Coupon:

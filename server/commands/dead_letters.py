@@ -11,12 +11,14 @@ import msgspec
 from redis.asyncio import Redis
 
 from nearcast.errors import Unavailable
+from nearcast.topics import POSITIONS_KEPT_MS
 from server.commands.session import fail, opened_store, run
 from server.dead_letters import DeadLetters, Letter, LetterId, Outcome, Wanted
 from server.settings import Settings
 
 _AT_ONCE = 500
 _SHOWN = 24
+_KEPT_MIN = POSITIONS_KEPT_MS // 60_000
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -83,7 +85,9 @@ def show(letter: str, as_json: bool) -> None:
             ("key", found.key or "(none)"),
             ("arrived", arrived),
             ("buried", _time(found.id.buried_ms)),
-            (f"value ({len(found.value)} bytes, {coding})", shown),
+            (f"value ({len(found.value)} bytes, {coding})", shown)
+            if found.cut_ms is None
+            else ("value", f"cut at {_time(found.cut_ms)}: positions are kept for {_KEPT_MIN} minutes"),
         ):
             click.echo(f"{name}: {value}")
 
@@ -127,6 +131,8 @@ def replay(letters: tuple[str, ...], reason: str | None, topic: str | None, part
         stay = []
         if outcomes["no such topic"]:
             stay.append(f"{outcomes['no such topic']} are of topics that nearcast does not read")
+        if outcomes["cut"]:
+            stay.append(f"{outcomes['cut']} have lost their positions, which are kept for {_KEPT_MIN} minutes")
         if outcomes["too large"]:
             stay.append(f"{outcomes['too large']} are larger than the log carries")
         if stay:

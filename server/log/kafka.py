@@ -27,6 +27,7 @@ from aiokafka import (
     TopicPartition,
 )
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError, KafkaTimeoutError, for_code
 from aiokafka.helpers import create_ssl_context
@@ -34,7 +35,7 @@ from aiokafka.helpers import create_ssl_context
 from nearcast.clock import Clock, SystemClock
 from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.ids import partition_of
-from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
+from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS, LOCATIONS, POSITIONS_KEPT_MS
 from server.log.base import Entry, Record, check_sizes
 from server.log.hints import Hints
 from server.log.lanes import Lanes
@@ -51,6 +52,10 @@ _FETCH_WAIT_MS = 100
 #: How often to look whether there is nothing more of a topic that others wait for: that wakes nobody.
 _LOOK_EVERY_MS = 20
 _TOPIC_ALREADY_EXISTS = 36
+#: A broker deletes whole segments: after `segment.ms` one takes no more records, `retention.ms` after its last record
+#: it may go, and by default a broker looks for those every 5 minutes. Together less than `POSITIONS_KEPT_MS`.
+_BROKER_LOOKS_MS = 5 * 60_000
+_SHORT_LIVED = {"retention.ms": str(8 * 60_000), "segment.ms": "60000", "file.delete.delay.ms": "10000"}
 
 logger = logging.getLogger("nearcast.server.log.kafka")
 
@@ -180,6 +185,8 @@ class KafkaLog:
             await admin.start()
             existing = await partition_counts(admin)
             self._check(existing, wanted)
+            if LOCATIONS in existing.keys() & wanted:
+                await _say_if_positions_stay(admin)
             async with asyncio.timeout(TOPICS_APPEAR_WITHIN_S):
                 while missing := wanted - existing.keys():
                     await self._create(admin, missing)
@@ -217,7 +224,12 @@ class KafkaLog:
         # The broker's clock is one; producers' clocks are many, and some of them wrong.
         stamped = {"message.timestamp.type": "LogAppendTime"}
         topics = [
-            NewTopic(topic, self.partitions, self.options.replication, topic_configs=stamped)
+            NewTopic(
+                topic,
+                self.partitions,
+                self.options.replication,
+                topic_configs=stamped | (_SHORT_LIVED if topic == LOCATIONS else {}),
+            )
             for topic in sorted(missing)
         ]
         response = await admin.create_topics(topics)
@@ -530,6 +542,32 @@ def connection(options: KafkaOptions) -> dict[str, str | ssl.SSLContext | None]:
         "sasl_plain_password": options.sasl_password,
         "ssl_context": create_ssl_context(cafile=options.ssl_ca_file) if encrypted else None,
     }
+
+
+async def _say_if_positions_stay(admin: AIOKafkaAdminClient) -> None:
+    """Log a warning if the topic of the fixes keeps them for longer than positions should be kept."""
+    names = ("cleanup.policy", "retention.ms", "segment.ms")
+    resource = ConfigResource(ConfigResourceType.TOPIC, LOCATIONS, dict.fromkeys(names))
+    try:
+        async with asyncio.timeout(LOOK_WITHIN_S):
+            (answer,) = await admin.describe_configs([resource])
+    except (KafkaError, TimeoutError) as error:
+        logger.warning("Kafka does not tell for how long %s keeps positions: %r", LOCATIONS, error)
+        return
+    (_, _, _, _, entries), *_ = answer.resources
+    values = {name: value for name, value, *_ in entries}
+    if not values.keys() >= set(names):
+        logger.warning("Kafka does not tell for how long %s keeps positions", LOCATIONS)
+        return
+    retention_ms, segment_ms = int(values["retention.ms"]), int(values["segment.ms"])
+    kept_ms = retention_ms + segment_ms + _BROKER_LOOKS_MS
+    if values["cleanup.policy"] != "delete" or retention_ms < 0 or kept_ms > POSITIONS_KEPT_MS:
+        logger.warning(
+            "%s keeps positions for longer than 15 minutes (%s): set cleanup.policy=delete, %s",
+            LOCATIONS,
+            ", ".join(f"{name}={values[name]}" for name in names),
+            ", ".join(f"{name}={value}" for name, value in _SHORT_LIVED.items()),
+        )
 
 
 async def partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:

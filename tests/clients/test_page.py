@@ -155,6 +155,33 @@ async def test_counters_news_and_dots(demo: Demo, stage: Stage) -> None:
     assert await demo.page.locator("#floor").evaluate(painted) > 10
 
 
+def _footfall(store: str, inside: int | None) -> dict[str, Any]:
+    """What the API says of a shop with so many people in it, and too few at the shelf."""
+    zones = [
+        {"fence": f"{store}/building", "name": "Rochusmarkt", "kind": "store", "people": inside, "withheld": None},
+        {"fence": f"{store}/dairy", "name": "", "kind": "department", "people": None, "withheld": "fewer than 5"},
+    ]
+    zones[0]["withheld"] = "fewer than 5" if inside is None else None
+    return {store: {"store": store, "k": 5, "zones": zones}}
+
+
+@pytest.mark.parametrize("demo", [(360, 740), (1440, 900)], indirect=True)
+async def test_footfall_of_the_chosen_shop(demo: Demo, stage: Stage) -> None:
+    """Numbers with bars, too few said in words, and another shop by the keyboard; the list can be reached and named."""
+    here, there = (stage.retailer.shops[at].store.id for at in (0, 1))
+    both = _footfall(here, 15) | _footfall(there, None)
+    await demo.gateway.send_to("live", live.moving([], {}, Measure().summary(), [], both))
+    rows = demo.page.get_by_role("list", name="Footfall, now").get_by_role("listitem")
+    await expect(rows).to_have_text(["Rochusmarkt15", f"{here}/dairyfewer than 5"])
+    assert await rows.first.locator("i").evaluate("bar => bar.style.getPropertyValue('--share')") == "1"
+    await expect(demo.page.locator("#footfall-note")).to_contain_text("multiples of 5")
+    await demo.page.locator("#shop").focus()
+    await demo.page.keyboard.press("ArrowDown")
+    await expect(rows.first).to_have_text("Rochusmarktfewer than 5")
+    await demo.page.keyboard.press("Tab")
+    assert await demo.page.evaluate("document.activeElement.id") == "footfall"
+
+
 @pytest.mark.parametrize("demo", [(360, 740), (820, 1100), (1440, 900)], indirect=True)
 async def test_nothing_sticks_out_sideways(demo: Demo) -> None:
     """From a small phone to a desktop the page never scrolls sideways, and every button can be reached by key."""

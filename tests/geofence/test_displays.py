@@ -20,6 +20,15 @@ def test_fences_of_a_product() -> None:
     assert [fence.exit_margin_m for fence in fences] == [PRODUCT_RADIUS_M, 10.0, PRODUCT_RADIUS_M]
 
 
+def test_what_a_display_says_of_its_place() -> None:
+    """The fence around it, the floor and the beacons are those of the fence."""
+    display = Display(store="s1", lat=48.2, lng=16.3, parent="dairy", floor=-1, beacons=["b1", "b2"])
+    plain = Display(store="s1", lat=48.2, lng=16.3)
+    told, silent = display_fences(Product(sku="x", name="x", segment="x", displays=[display, plain]))
+    assert (told.parent, told.floor, told.beacons) == ("dairy", -1, ["b1", "b2"])
+    assert (silent.parent, silent.floor, silent.beacons) == (None, None, [])
+
+
 def test_nothing_on_display() -> None:
     """A product without displays has no fences."""
     assert display_fences(Product(sku="x", name="x", segment="x")) == []

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geofence.exact import ExactTest
+from geofence.geometry import compile_geometry
+from geofence.grid import Grid
 from geofence.index import FenceIndex
+from geofence.shapes import Disc
+from geofence.sphere import Boxes
 from nearcast.errors import InputError
 from nearcast.ids import FenceId
 from nearcast.world import Circle, Geometry, MultiPolygon, Polygon
@@ -142,6 +147,59 @@ def test_batch_invariance(spot: tuple[float, float], seed: int) -> None:
     assert whole == singly == strided
 
 
+@given(spots().flatmap(lambda spot: circles(spot) | polygons(spot)), st.integers(0, 2**32 - 1))
+@settings(max_examples=40)
+def test_the_exact_test_is_the_shapes_own(geometry: Geometry, seed: int) -> None:
+    """Many pairs together get, to the last bit, the answers that each shape gives by itself."""
+    lats, lngs = points_around(geometry, np.random.default_rng(seed), 20)
+    shape = compile_geometry(geometry)
+    pairs = ExactTest([Disc(0.0, 0.0, 9.0), shape]).extended([Disc(1.0, 1.0, 9.0), shape])
+    for number in (1, 3):
+        assert (pairs.contain(np.full(len(lats), number), lats, lngs) == shape.contain(lats, lngs)).all()
+
+
+@given(st.lists(spots().flatmap(lambda spot: circles(spot) | polygons(spot)), max_size=3), st.integers(0, 2**32 - 1))
+@settings(max_examples=40)
+def test_the_coarse_grid(geometries: list[Geometry], seed: int) -> None:
+    """It lets through all that lies in a box, the same singly as in a batch, and hardly anything far away."""
+    rng = np.random.default_rng(seed)
+    boxes = [compile_geometry(geometry).boxes() for geometry in geometries]
+    points = [points_around(geometry, rng, 20) for geometry in geometries]
+    lats = np.concatenate([*(lat for lat, _ in points), np.degrees(np.arcsin(rng.uniform(-1, 1, 1_000)))])
+    lngs = np.concatenate([*(lng for _, lng in points), rng.uniform(-180, 180, 1_000)])
+    within = np.zeros(len(lats), dtype=np.bool_)
+    for west, south, east, north in np.concatenate([np.array(box).T for box in boxes]) if boxes else ():
+        within |= (lats >= south) & (lats <= north) & (lngs >= west) & (lngs <= east)
+    for grid in (Grid(boxes), Grid(boxes[:1]).extended(boxes[1:])):
+        near = grid.near(lats, lngs)
+        assert set(np.flatnonzero(within)) <= set(near)
+        assert grid.near_few(lats, lngs).tolist() == near.tolist()
+        # A disc of 100 km marks degrees, at a pole all longitudes.
+        assert grid.crowded or len(near) - within.sum() < 250
+
+
+def test_a_full_grid_still_lets_nothing_slip() -> None:
+    """Two squares in one slot of the table let everything through there, rather than only one of them."""
+    rng = np.random.default_rng(1)
+    lats, lngs = rng.uniform(-80, 80, 3_000), rng.uniform(-179, 179, 3_000)
+    boxes = Boxes(lngs, lats, lngs, lats)
+    small = Grid([Boxes(*(side[:1] for side in boxes))]).extended([boxes])
+    assert len(small.near(lats, lngs)) == len(lats)
+    assert small.crowded
+    assert not Grid([boxes]).crowded
+    assert len(Grid([boxes]).near(-lats, lngs)) < 300
+
+
+def test_a_world_that_grew_is_as_good_as_one_built_at_once() -> None:
+    """From one fence to hundreds by a change: positions far from all of them are still rejected before any H3 call."""
+    rng = np.random.default_rng(2)
+    spots = rng.uniform((48.0, 16.0), (49.0, 17.0), (500, 2)).tolist()
+    items = [fence(Circle((lng, lat), 50.0), f"f{number}") for number, (lat, lng) in enumerate(spots)]
+    grown = FenceIndex.build(items, FenceIndex.build(items[:1]))
+    lats, lngs = rng.uniform(20, 30, 1_000), rng.uniform(16, 17, 1_000)
+    assert len(grown._tables.grid.near(lats, lngs)) < 100
+
+
 def test_reuse_changes_nothing() -> None:
     """An index built on a previous one answers like one built from nothing."""
     first = [fence(Circle((16.0, 48.0), 50.0), "a"), fence(square(48.0, 16.0, 40.0), "b")]
@@ -166,12 +224,21 @@ def test_distance_to_a_circle() -> None:
 
 
 @pytest.mark.parametrize("spot", [(48.0, 16.0), (-16.8, 179.999), (0.0, 0.0), (79.0, -30.0), (89.9, 5.0)])
-def test_distance_to_a_polygon(spot: tuple[float, float]) -> None:
-    """Within 0.2 % of the nearest of many points along the edges; 0 inside; a hole is outside."""
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_distance_to_a_polygon(spot: tuple[float, float], pieces: int) -> None:
+    """Within 0.2 % of the nearest of many points along the edges; 0 inside; a hole is outside. Few edges and many."""
     lat, lng = spot
     shell = [shifted(lat, lng, north, east) for north, east in ((-50, -80), (-60, 90), (70, 60), (40, -90), (-50, -80))]
     rings = [[(x, y) for y, x in shell], [(lng + (x - lng) * 0.5, lat + (y - lat) * 0.5) for y, x in shell]]
-    index = FenceIndex.build([fence(Polygon(rings))])
+    cut = [
+        [
+            (x + (end_x - x) * k / pieces, y + (end_y - y) * k / pieces)
+            for (x, y), (end_x, end_y) in itertools.pairwise(ring)
+            for k in range(pieces)
+        ]
+        for ring in rings
+    ]
+    index = FenceIndex.build([fence(Polygon([[*ring, ring[0]] for ring in cut]))])
     edge = [
         (start[1] + (end[1] - start[1]) * k / 2000, start[0] + (end[0] - start[0]) * k / 2000)
         for ring in rings

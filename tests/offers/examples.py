@@ -1,5 +1,6 @@
 """A small retailer that the stories are told about: one shop, a few products, one shopper."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nearcast.customer import CartItem, Customer, Presence, SentMessage, Stay
@@ -7,7 +8,7 @@ from nearcast.decisions import Decision
 from nearcast.events import Channel, DeliveryStatus
 from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, MessageId, PromotionId, Sku, StoreId
 from nearcast.moments import Moment
-from nearcast.world import Display, Product, Promotion, Store, Words
+from nearcast.world import Display, OpenHours, Product, Promotion, Store, Words
 from offers.candidates import candidates
 from offers.catalogue import Catalogue
 from offers.decide import decide, screen
@@ -35,8 +36,10 @@ def promotion(**fields: Any) -> Promotion:
     )
 
 
-def catalogue(*promotions: Promotion, store: Store = STORE) -> Catalogue:
-    return Catalogue.build([store], PRODUCTS, promotions)
+def catalogue(
+    *promotions: Promotion, store: Store = STORE, fence_hours: Mapping[FenceId, Sequence[OpenHours]] | None = None
+) -> Catalogue:
+    return Catalogue.build([store], PRODUCTS, promotions, fence_hours or {})
 
 
 def customer(*, cart: tuple[Sku, ...] = (), consents: tuple[str, ...] = ("websocket",), **fields: Any) -> Customer:
@@ -87,11 +90,12 @@ def what_happens(
     stock: dict[tuple[StoreId, Sku], int] | None = None,
     policy: Policy | None = None,
     store: Store = STORE,
+    fence_hours: Mapping[FenceId, Sequence[OpenHours]] | None = None,
     propensity: float = 0.5,
 ) -> Decision | None:
     """The decision that the engine would come to; None if there was nothing to decide."""
     at = at or moment()
-    world = catalogue(*promotions, store=store)
+    world = catalogue(*promotions, store=store, fence_hours=fence_hours)
     found = candidates(at, shopper, world)
     if not found:
         return None

@@ -51,6 +51,25 @@ def test_only_where_it_is_meant_to_be() -> None:
     assert found == ["anywhere", "doorstep", "shop", "vicinity"]
 
 
+def test_what_is_promised_for_a_department_holds_at_its_shelves() -> None:
+    """A fence stands for all the fences in it, however deep; not for those around it."""
+    world = catalogue(
+        promotion(id="department", trigger="enter", where=Where(fences=["dairy"])),
+        promotion(id="other", trigger="enter", where=Where(fences=["bakery"])),
+        promotion(id="shelf", trigger="enter", where=Where(fences=["milk"])),
+        promotion(id="shelves-only", trigger="enter", where=Where(fences=["dairy"], kinds=["shelf"])),
+        promotion(id="store", trigger="enter", where=Where(fences=["bakery", "hall"])),
+    )
+
+    def found(fence: str, kind: str, *around: str) -> list[str]:
+        at = moment(trigger="enter", fence=fence, fence_kind=kind, around=around)
+        return [candidate.promotion for candidate in candidates(at, customer(), world)]
+
+    assert found("milk", "shelf", "dairy", "hall") == ["department", "shelf", "shelves-only", "store"]
+    assert found("dairy", "department", "hall") == ["department", "store"]
+    assert found("hall", "store") == ["store"]
+
+
 def test_without_things_there_is_one_candidate() -> None:
     """A promotion for nothing in particular is one candidate without a SKU."""
     assert skus(moment(), customer(cart=(TENT,)), catalogue(promotion())) == [None]

@@ -1,15 +1,17 @@
 """The catalogue snapshot: its version and its indexes."""
 
-from nearcast.world import Cap
+from nearcast.ids import FenceId
+from nearcast.world import Cap, OpenHours
 from offers.catalogue import Catalogue
-from tests.offers.examples import BOOTS, PRODUCTS, SHOP, STORE, STOVE, TENT, promotion
+from tests.offers.examples import BOOTS, DOORSTEP, PRODUCTS, SHOP, STORE, STOVE, TENT, promotion
 
 
 def test_version_is_the_content_and_not_the_order() -> None:
     """The same content has the same version, in whatever order it comes."""
     deals = [promotion(id="a"), promotion(id="b")]
-    one = Catalogue.build([STORE], PRODUCTS, deals)
-    other = Catalogue.build([STORE], reversed(PRODUCTS), reversed(deals))
+    hours = {DOORSTEP: [], FenceId("a"): []}
+    one = Catalogue.build([STORE], PRODUCTS, deals, hours)
+    other = Catalogue.build([STORE], reversed(PRODUCTS), reversed(deals), dict(reversed(hours.items())))
     assert one.version == other.version
     assert one.by_trigger == other.by_trigger
 
@@ -23,8 +25,10 @@ def test_any_change_is_a_new_version() -> None:
         Catalogue.build([], PRODUCTS, [deal]).version,
         Catalogue.build([STORE], PRODUCTS[1:], [deal]).version,
         Catalogue.build([STORE], PRODUCTS, [promotion(caps=[Cap(count=2, period_s=60)])]).version,
+        Catalogue.build([STORE], PRODUCTS, [deal], {DOORSTEP: []}).version,
+        Catalogue.build([STORE], PRODUCTS, [deal], {DOORSTEP: [OpenHours(0, 0, 1)]}).version,
     }
-    assert len(versions) == 5
+    assert len(versions) == 7
 
 
 def test_indexes() -> None:

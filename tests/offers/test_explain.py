@@ -1,5 +1,6 @@
 """Why not: every condition and every gate is named, and says what the decision itself would."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Candidate, Decision, Reason
 from nearcast.ids import DecisionId, FenceId, PromotionId, Sku, StoreId
-from nearcast.world import Cap, Circle, Fence, Promotion, Store, What, When, Where, Who
+from nearcast.world import Cap, Circle, Fence, OpenHours, Promotion, Store, Trigger, What, When, Where, Who
 from offers.candidates import candidates
 from offers.decide import screen
 from offers.explain import _DETAILS, Explanation, explain, situation_for
@@ -36,7 +37,8 @@ FENCES = {
     for fence in (
         Fence(id="elsewhere", store="other", kind="vicinity", geometry=DOOR),
         Fence(id="doorstep", store="shop", kind="vicinity", geometry=DOOR),
-        Fence(id="hall", store="shop", kind="store", geometry=DOOR),
+        Fence(id="hall", store="shop", kind="store", geometry=DOOR, parent="doorstep"),
+        Fence(id="shoes", store="shop", kind="department", geometry=DOOR, parent="hall"),
         Fence(id="boots", store="shop", kind="product", sku="boots", geometry=DOOR),
         Fence(id="tents", store="shop", kind="product", sku="tent", geometry=DOOR),
     )
@@ -53,9 +55,10 @@ def why_not(
     stock: Any = ALL_IN_STOCK,
     policy: Policy | None = None,
     store: Store = STORE,
+    fence_hours: Mapping[FenceId, Sequence[OpenHours]] | None = None,
     decisions: tuple[Decision, ...] = (),
 ) -> Explanation:
-    world = catalogue(offer, store=store)
+    world = catalogue(offer, store=store, fence_hours=fence_hours)
     asked, assumed = situation_for(offer, shopper, presence, FENCES, world, at, NOW_MS)
     return explain(offer, asked, assumed, shopper, world, stock, policy or Policy(), decisions)
 
@@ -73,7 +76,7 @@ def why_not(
             {},
             {"store": Store(id="shop", name="Shop", lat=48.2, lng=16.37, hours=[])},
             Reason.STORE_CLOSED,
-            "opening hours of shop",
+            "shop is closed",
         ),
         ({}, {"what": What(skus=["tent"])}, {"stock": {}}, Reason.OUT_OF_STOCK, "0 pieces of tent at shop"),
         ({"last_staff_contact_ms": NOW_MS - 60_000}, {}, {}, Reason.STAFF_CONTACT, "last 2025-06-15T15:05:40Z"),
@@ -170,6 +173,35 @@ def test_where_it_is_asked_about() -> None:
     assert why_not(customer(), promotion(trigger="exit"), inside(FenceId("hall"))).situation.fence == "hall"
     help_wanted = why_not(customer(), promotion(trigger="help_request", kind="assist"), at=SHOP)
     assert (help_wanted.situation.store, help_wanted.conditions[0].holds) == (SHOP, None)
+
+
+def test_a_fence_in_the_one_that_is_asked_for() -> None:
+    """What is promised for a fence fits in the fences in it, and it is told in which fences they are."""
+    deal = promotion(trigger="enter", where=Where(fences=["hall"]))
+    told = why_not(customer(), deal, inside(FenceId("shoes")))
+    assert (told.situation.fence, told.situation.assumed, told.candidate) == ("shoes", False, True)
+    (fences,) = [each for each in told.conditions if each.name == "where.fences"]
+    assert (fences.holds, fences.detail) == (True, "asks for hall; it is shoes, in hall, doorstep")
+
+
+def test_a_closed_fence_is_told() -> None:
+    """Store and fence are told apart."""
+    told = why_not(customer(), promotion(), inside(DOORSTEP), fence_hours={DOORSTEP: []})
+    assert told.things[0].stopped_by == Reason.STORE_CLOSED
+    (gate,) = [gate for gate in told.things[0].gates if gate.name == Reason.STORE_CLOSED]
+    assert gate.detail == "shop is open, doorstep in it is closed"
+
+
+@pytest.mark.parametrize("trigger", ["exit", "approach", "cross"])
+def test_moments_of_someone_who_is_not_in_the_fence(trigger: Trigger) -> None:
+    """They have a place, too; and need the consent to use it."""
+    told = why_not(customer(consents=("websocket",)), promotion(trigger=trigger), at=SHOP)
+    assert (told.situation.fence, told.candidate) == (DOORSTEP, True)
+    told = why_not(customer(), promotion(trigger=trigger, kind="assist"), at=SHOP)
+    assert told.things[0].stopped_by is None
+    ann = customer()
+    ann.consents["location"] = (False, NOW_MS)
+    assert why_not(ann, promotion(trigger=trigger, kind="assist"), at=SHOP).things[0].stopped_by == Reason.NO_CONSENT
 
 
 def test_what_is_asked_is_what_is_decided() -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,15 +10,17 @@ from hypothesis import strategies as st
 from nearcast.customer import SentMessage
 from nearcast.decisions import Decision, Reason
 from nearcast.events import DeliveryStatus
-from nearcast.ids import DecisionId, MessageId, PromotionId
+from nearcast.ids import DecisionId, FenceId, MessageId, PromotionId
 from nearcast.world import Cap, Discount, OpenHours, Store, Trigger, What, When, Where, Who
 from offers.gates import GATES, used_up
 from offers.policy import Policy, QuietHours
 from tests.offers.examples import (
     BOOTS,
+    DOORSTEP,
     HOUR_MS,
     NOW_MS,
     SHOP,
+    STORE,
     STOVE,
     TENT,
     customer,
@@ -122,6 +125,16 @@ def test_an_uncertain_transition_is_not_acted_on() -> None:
     assert is_offered(customer(), promotion(), at=moment(confidence=0.6), policy=policy)
 
 
+def test_a_doubtful_position_brings_no_offer() -> None:
+    """Up to the most doubt offers are made, beyond it none; staff is called all the same."""
+    policy = Policy(max_doubt=0.4)
+    assert reason(customer(), promotion(), at=moment(doubt=0.41), policy=policy) == "spoofed"
+    assert is_offered(customer(), promotion(), at=moment(doubt=0.4), policy=policy)
+    alert = what_happens(customer(), promotion(kind="assist"), at=moment(doubt=1.0), policy=policy)
+    assert alert is not None
+    assert alert.outcome == "assist"
+
+
 def test_campaign_window() -> None:
     """The start is included, the end is not."""
     assert reason(customer(), promotion(when=When(starts_ms=NOW_MS + 1))) == "outside_window"
@@ -157,6 +170,17 @@ def test_closed_store() -> None:
     closed = Store(id=SHOP, name="Shop", lat=0, lng=0, hours=[OpenHours(weekday=0, opens=0, closes=1440)])
     assert reason(customer(), promotion(), store=closed) == "store_closed"  # it is Sunday
     assert reason(customer(), promotion(), at=moment(store="unknown")) == "store_closed"
+
+
+def test_closed_fence() -> None:
+    """A fence with hours of its own stops what happens in it, by its store's clock; not what happens elsewhere."""
+    at_five = [OpenHours(weekday=6, opens=17 * 60, closes=18 * 60)]  # it is Sunday, 17:06 in Vienna
+    assert is_offered(customer(), promotion(), fence_hours={DOORSTEP: at_five})
+    assert reason(customer(), promotion(), fence_hours={DOORSTEP: []}) == "store_closed"
+    assert is_offered(customer(), promotion(), fence_hours={FenceId("other"): []})
+    assert is_offered(customer(), promotion(), at=moment(fence=None), fence_hours={DOORSTEP: []})
+    in_utc = msgspec.structs.replace(STORE, time_zone="UTC")
+    assert reason(customer(), promotion(), store=in_utc, fence_hours={DOORSTEP: at_five}) == "store_closed"
 
 
 @pytest.mark.parametrize("kind", ["offer", "assist"])
@@ -242,6 +266,7 @@ def test_the_first_gate_gives_the_reason() -> None:
     look(store=closed)
     ann.consents["sms"] = (True, NOW_MS)
     look(store=closed)
+    look(store=closed, at=moment(doubt=0.9))
     look(store=closed, at=moment())
     del wrong["when"]
     look(store=closed, at=moment())

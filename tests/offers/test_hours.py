@@ -1,15 +1,13 @@
-"""Opening hours and quiet hours, against brute force."""
+"""Quiet hours, against brute force; and whose clock they go by."""
 
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from nearcast.world import OpenHours, Store
-from offers.hours import in_quiet_hours, is_open, zone_for, zone_named
+from nearcast.hours import zone_named
+from offers.hours import in_quiet_hours, zone_for
 from offers.policy import QuietHours
-from tests.offers.examples import NOW_MS, STORE, customer
+from tests.offers.examples import STORE, customer
 
 MINUTE_MS = 60_000
 WINDOWS = [(21 * 60, 8 * 60), (2 * 60, 3 * 60), (0, 1440), (1, 0), (150, 149), (13 * 60, 14 * 60 + 30), (1440, 30)]
@@ -71,35 +69,3 @@ def test_the_customers_zone_counts_before_the_stores() -> None:
     for unknown in ("", "Mars/Olympus", "../secrets", "a\x00b"):
         assert str(zone_for(customer(time_zone=unknown), STORE)) == "Europe/Vienna"
         assert zone_for(customer(time_zone=unknown), None) is None
-
-
-windows = st.builds(OpenHours, weekday=st.integers(0, 6), opens=st.integers(0, 1440), closes=st.integers(0, 1440))
-
-
-@given(hours=st.lists(windows, max_size=4), minutes=st.lists(st.integers(0, 20 * 1440), min_size=1, max_size=50))
-def test_open_hours_are_a_set_of_minutes_of_the_week(hours: list[OpenHours], minutes: list[int]) -> None:
-    """A store is open exactly in the minutes that its windows cover, over midnight and over the end of the week."""
-    store = Store(id="s", name="S", lat=0, lng=0, hours=hours)
-    open_minutes: set[int] = set()
-    for window in hours:
-        start = window.weekday * 1440 + window.opens
-        length = window.closes - window.opens if window.closes > window.opens else 1440 - window.opens + window.closes
-        open_minutes |= {minute % 10_080 for minute in range(start, start + length)}
-    monday_ms = utc_ms(2025, 6, 2)
-    for minute in minutes:
-        assert is_open(store, monday_ms + minute * MINUTE_MS) == (minute % 10_080 in open_minutes)
-
-
-def test_open_by_the_stores_own_clock() -> None:
-    """Ten in the morning in Tokyo is one at night in London."""
-    hours = [OpenHours(weekday=day, opens=9 * 60, closes=17 * 60) for day in range(7)]
-    assert is_open(Store(id="s", name="S", lat=0, lng=0, time_zone="Asia/Tokyo", hours=hours), utc_ms(2025, 6, 2, 1))
-    assert not is_open(
-        Store(id="s", name="S", lat=0, lng=0, time_zone="Europe/London", hours=hours), utc_ms(2025, 6, 2, 1)
-    )
-
-
-def test_no_hours_and_empty_hours() -> None:
-    """A store that doesn't say is always open; one with an empty list never is."""
-    assert is_open(STORE, NOW_MS)
-    assert not is_open(Store(id="s", name="S", lat=0, lng=0, hours=[]), NOW_MS)

@@ -1,6 +1,8 @@
 """World files: what is accepted, and that every mistake is found and named with its line and field."""
 
 import json
+from datetime import date
+from typing import get_args
 
 import msgspec
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearcast.errors import InputError
-from nearcast.world import Circle, Fence, Promotion
+from nearcast.world import Circle, Fence, OpenHours, Promotion, SpecialDay, Trigger, Window
 from offers import documents
 from offers.loading import (
     MAX_TOLD,
@@ -19,6 +21,7 @@ from offers.loading import (
     load_world,
     promotion_schema,
 )
+from offers.worldfile import remarks
 from tests.offers.examples import PRODUCTS, STORE, promotion
 
 WRONG_IN_MANY_WAYS = """\
@@ -77,11 +80,10 @@ stock: 5
 shops: []
 """
 
-FOUND = """\
+FOUND = f"""\
 w.yaml:2 stores[0]: `time_zone` 'Mars' is not an IANA time zone
 w.yaml:3 stores[1].lat: must be at most 90
-w.yaml:7 promotions[0].trigger: 'walkpast' is not one of app_open, cart_abandoned, dwell, enter, exit, help_request, \
-near_product, product_view, qr_scan, walk_past, wifi_lookup, wishlist_add
+w.yaml:7 promotions[0].trigger: 'walkpast' is not one of {", ".join(sorted(get_args(Trigger)))}
 w.yaml:14 promotions[1].what.discount.percent: must be at most 100
 w.yaml:24 promotions[2].words.de.title: must be text, not a whole number; put it in quotes
 w.yaml:29 promotions[3].where: `store` is not a field here; the fields are stores, fences, kinds
@@ -89,7 +91,7 @@ w.yaml:31 promotions[4].id: must be text, not a whole number; put it in quotes
 w.yaml:32 promotions[5]: `trigger` is missing
 w.yaml:37 promotions[6].channels: must not be empty
 w.yaml:42 promotions[7].words: a name in here must be text, not true or false; put it in quotes
-w.yaml:47 fences[0].geometry.type: 'Square' is not one of Circle, Polygon, MultiPolygon
+w.yaml:47 fences[0].geometry.type: 'Square' is not one of Circle, Polygon, MultiPolygon, LineString
 w.yaml:49 fences[2].geometry.center[1]: must be at least -90
 w.yaml:50 fences[3]: 'g' is already defined in line 48
 w.yaml:51 fences[4].geometry.coordinates[0][1]: must have exactly 2 entries
@@ -217,7 +219,10 @@ fences:
   - {id: b, store: s, kind: shelf, parent: z, geometry: {type: Circle, center: [1, 2], radius_m: 5}}
   - {id: c, store: s2, kind: shelf, parent: b, geometry: {type: Circle, center: [1, 2], radius_m: 5}}
   - {id: d, store: s, kind: product, sku: x9, geometry: {type: Circle, center: [1, 2], radius_m: 5}}
-products: [{sku: x, name: X, segment: g, displays: [{store: s9, lat: 0, lng: 0}]}]
+  - {id: e, store: s, kind: store, parent: b, geometry: {type: Circle, center: [1, 2], radius_m: 5}}
+  - {id: f, store: s, kind: shelf, parent: b, geometry: {type: Circle, center: [1, 2], radius_m: 5}}
+products: [{sku: x, name: X, segment: g, displays: [{store: s9, lat: 0, lng: 0}, {store: s, lat: 0, lng: 0, parent: b},
+  {store: s2, lat: 0, lng: 0, parent: b}, {store: s, lat: 0, lng: 0, parent: z}]}]
 promotions:
   - {id: p, name: P, trigger: enter, words: {en: {title: t}}, where: {stores: [s, s9], fences: [b, z]},
      what: {skus: [x, x9], segments: [g, g9]}}
@@ -228,7 +233,10 @@ stock: [{store: s9, sku: x9, quantity: 1}]
         "fence 'b' names the parent 'z', which does not exist",
         "fence 'c' belongs to the store 's2', but its parent to 's'",
         "fence 'd' names the product 'x9', which does not exist",
+        "fence 'e' is a store, which can't be in a shelf ('b')",
         "product 'x' names the store 's9', which does not exist",
+        "product 'x' is on display in the store 's2', but its parent is in 's'",
+        "product 'x' names the parent 'z', which does not exist",
         "promotion 'p' names the store 's9', which does not exist",
         "promotion 'p' names the fence 'z', which does not exist",
         "promotion 'p' names the product 'x9', which does not exist",
@@ -237,6 +245,58 @@ stock: [{store: s9, sku: x9, quantity: 1}]
         "stock of 'x9' at 's9' names the product 'x9', which does not exist",
     ]
     assert check_references(WORLD) == []
+
+
+@pytest.mark.parametrize(
+    ("hours", "fence_hours", "noted"),
+    [
+        ([(0, 540, 1140)], [(0, 1139, 1200)], False),
+        ([(0, 540, 1140)], [(0, 1140, 1200)], True),
+        ([(0, 540, 1140)], [(1, 540, 1140)], True),
+        ([(0, 540, 1140)], [(6, 1200, 541)], False),
+        ([(0, 540, 1140)], [(6, 1200, 540)], True),
+        ([(0, 540, 1140)], [], True),
+        ([], [(0, 540, 1140)], True),
+        ([(6, 0, 0)], [(6, 1439, 1440)], False),
+        (None, [], False),
+        ([(0, 540, 1140)], None, False),
+    ],
+)
+def test_a_fence_that_is_never_in_use_is_noted(
+    hours: list[tuple[int, int, int]] | None, fence_hours: list[tuple[int, int, int]] | None, noted: bool
+) -> None:
+    """Hours that never meet the store's are allowed, and pointed out; a special day could still bring them together."""
+
+    def week(given: list[tuple[int, int, int]] | None) -> list[OpenHours] | None:
+        return given if given is None else [OpenHours(*each) for each in given]
+
+    store = msgspec.structs.replace(STORE, hours=week(hours))
+    world = WorldFile(stores=[store], fences=[msgspec.structs.replace(FENCE, hours=week(fence_hours))])
+    assert check_references(world) == []
+    assert bool(remarks(world)) == noted
+    special = msgspec.structs.replace(store, special_days=[SpecialDay(date(2026, 12, 24))])
+    assert remarks(msgspec.structs.replace(world, stores=[special])) == []
+
+
+def test_days_are_written_plainly() -> None:
+    """In YAML a date needs no quotes and may have them; a wrong one is named with its line."""
+    text = """\
+stores:
+  - id: s
+    name: S
+    lat: 1
+    lng: 2
+    special_days:
+      - {date: 2026-12-24, windows: [{opens: 540, closes: 840}]}
+      - {date: "2026-12-25"}
+"""
+    (store,) = load_world(text, "w.yaml").stores
+    assert store.special_days == [SpecialDay(date(2026, 12, 24), [Window(540, 840)]), SpecialDay(date(2026, 12, 25))]
+    with pytest.raises(InvalidWorldFile) as caught:
+        load_world(text.replace('"2026-12-25"', '"25.12.2026"'), "w.yaml")
+    assert str(caught.value) == "w.yaml:8 stores[0].special_days[1].date: must be a day of the calendar, as 2026-12-24"
+    with pytest.raises(InvalidWorldFile, match=r"w.yaml:2 stores\[0\]: `special_days` has 2026-12-24 twice"):
+        load_world(text.replace("2026-12-25", "2026-12-24"), "w.yaml")
 
 
 def test_schema_for_editors() -> None:

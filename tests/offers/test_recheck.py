@@ -45,6 +45,7 @@ class Sending:
         self.store: Store | None = STORE
         self.stock: int | None = 3
         self.policy = Policy()
+        self.fence_hours: dict[FenceId, list[OpenHours]] = {}
         self.now_ms = NOW_MS + 60_000
         decision = what_happens(self.customer, deal, at=moment(trigger=deal.trigger))
         assert decision is not None
@@ -54,7 +55,8 @@ class Sending:
         record_message(self.customer, message.id, decision)
 
     def reason(self) -> Reason | None:
-        world = catalogue(*([self.deal] if self.deal else []), store=self.store or replace(STORE, id="another"))
+        deals, store = [self.deal] if self.deal else [], self.store or replace(STORE, id="another")
+        world = catalogue(*deals, store=store, fence_hours=self.fence_hours)
         return recheck(self.message, self.customer, self.presence, world, self.stock, self.policy, self.now_ms)
 
 
@@ -138,6 +140,15 @@ def test_store_closed(change: Callable[[Sending], None]) -> None:
     sending = Sending()
     change(sending)
     assert sending.reason() == Reason.STORE_CLOSED
+
+
+def test_fence_closed() -> None:
+    """The store is open, but the fence that the message is about has closed since."""
+    sending = Sending()
+    sending.fence_hours = {DOORSTEP: [OpenHours(weekday=6, opens=0, closes=17 * 60 + 7)]}
+    assert sending.reason() == Reason.STORE_CLOSED
+    sending.fence_hours = {DOORSTEP: [OpenHours(weekday=6, opens=0, closes=17 * 60 + 8)]}
+    assert sending.reason() is None
 
 
 @pytest.mark.parametrize("stock", [0, -1, None])

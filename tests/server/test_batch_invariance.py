@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from geofence.trips import headed_for
 from nearcast import keys, topics
 from nearcast.clock import SystemClock
 from nearcast.events import (
@@ -59,8 +60,8 @@ POLICY = Policy(caps=(Cap(count=4, period_s=3_600),))
 EXAMPLES = int(os.environ.get("NEARCAST_TEST_EXAMPLES", "0"))
 
 
-def _words() -> dict[str, Words]:
-    return {"en": Words(title="{{ product }}")}
+def _words(title: str = "{{ product }}") -> dict[str, Words]:
+    return {"en": Words(title=title)}
 
 
 #: A polygon inside the store, and something to say at every trigger that the town leaves out.
@@ -74,6 +75,7 @@ TOWN = msgspec.structs.replace(
             kind="department",
             parent="inside",
             dwell_s=30,
+            beacons=["beacon-1"],
             geometry=Polygon(
                 [
                     [
@@ -101,6 +103,11 @@ TOWN = msgspec.structs.replace(
             words=_words(),
         ),
         Promotion(id="open", name="n", trigger="app_open", caps=[Cap(count=2, period_s=900)], words=_words()),
+        Promotion(
+            id="coming", name="c", trigger="pickup_approaching", kind="assist", caps=[], words=_words("{{ minutes }}")
+        ),
+        Promotion(id="here", name="h", trigger="pickup_arrived", caps=[], words=_words("{{ order }}")),
+        Promotion(id="lost", name="x", trigger="pickup_abandoned", kind="assist", caps=[], words=_words()),
         Promotion(id="please", name="p", trigger="help_request", kind="assist", words=_words()),
         Promotion(id="wish", name="w", trigger="wishlist_add", who=Who(on_wishlist=True), words=_words()),
     ],
@@ -131,6 +138,9 @@ def _what() -> st.SearchStrategy[tuple[Any, ...]]:
         st.sampled_from([("gps", 5.0), ("gps", 25.0), ("gps", 0.0), ("beacon", 0.5), ("wifi", 12.0)]),
     )
     fix = st.tuples(st.just("fix"), place)
+    # What the app or the floor tells besides, with coordinates or without.
+    zones = st.lists(st.sampled_from(["inside", "near", "coffee", "beacon-1", "unheard-of"]), max_size=2)
+    hint = st.tuples(st.just("hint"), st.none() | place, zones, st.booleans())
     leg = st.tuples(st.sampled_from([1_000, 9_000, 70_000]), st.sampled_from([0, 0, 0, -10_000]), place)
     # What is withdrawn before the last leg, and granted again after it.
     shy = st.sampled_from([None, None, None, None, "location", "all"])
@@ -141,6 +151,15 @@ def _what() -> st.SearchStrategy[tuple[Any, ...]]:
     purchase = st.tuples(st.just("purchase"), st.lists(line, min_size=1, max_size=3))
     actions = ["app_open", "product_view", "wishlist_add", "wishlist_remove", "help_request", "staff_contact"]
     action = st.tuples(st.just("action"), st.sampled_from(actions), sku)
+    orders = st.tuples(
+        st.just("pickup"),
+        st.sampled_from(["order_ready", "pickup_start", "pickup_start", "pickup_cancel", "order_picked_up"]),
+        st.sampled_from(["o1", "o2"]),
+        st.sampled_from(["graben", "graben", "elsewhere"]),
+        st.sampled_from([None, None, 0, 900]),
+        st.sampled_from([None, None, 60, 600]),
+    )
+    fetch = st.tuples(st.just("fetch"), orders, st.integers(0, 3))
     scopes = st.sampled_from(["websocket", "websocket", "sms", "location", "location", "all"])
     consent = st.tuples(st.just("consent"), scopes, st.sampled_from([True, True, False]))
     profile = st.tuples(st.just("profile"), st.sampled_from(["gold", "none"]))
@@ -158,7 +177,7 @@ def _what() -> st.SearchStrategy[tuple[Any, ...]]:
     )
     again = st.tuples(st.just("again"), st.integers(1, 12))
     rare = st.sampled_from([("erase",), ("erase",), ("deliver",), ("deliver",), ("stray",), ("stray",), ("nameless",)])
-    often = (fix, fix, fix, walk, cart, cart, consent, action, fire, rare)
+    often = (fix, fix, fix, hint, walk, cart, cart, consent, action, fetch, fire, rare)
     return st.one_of(*often, purchase, profile, identify, receipt, rubbish, again)
 
 
@@ -222,6 +241,10 @@ class Log:
                     self.take(leg, Step(step.who, pause_ms, dated_ms, ("fix", place)))
                 if shy:
                     self.take(-1_000_000 - number, Step(step.who, 1, 0, ("consent", shy, True)))
+            case ("fetch", order, legs):
+                self.take(number, Step(step.who, 0, step.dated_ms, order))
+                for leg, metres in enumerate((4e3, 200.0, 30.0)[:legs], start=1_000 * (number + 1)):
+                    self.take(leg, Step(step.who, 60_000, 0, ("fix", (metres, 0.0, ("gps", 5.0)))))
             case ("identify", device, uid, delivered):
                 self._sign_in(device, uid, number, step.dated_ms)
                 if delivered:
@@ -286,6 +309,13 @@ def _event(what: tuple[Any, ...], about: Mapping[str, Any]) -> Event | None:
         case ("fix", (metres, jitter, (source, accuracy_m))):
             lng = LNG + jitter * METRE
             return Location(**about, lat=metres_north(metres), lng=lng, source=source, accuracy_m=accuracy_m)
+        case ("hint", None, zones, mock):
+            return Location(**about, zones=zones or ["unheard-of"], mock=mock)
+        case ("hint", (metres, jitter, (source, accuracy_m)), zones, mock):
+            lng = LNG + jitter * METRE
+            return Location(
+                **about, lat=metres_north(metres), lng=lng, source=source, accuracy_m=accuracy_m, zones=zones, mock=mock
+            )
         case ("cart", action, sku, quantity, price):
             return Cart(**about, action=action, sku=sku, quantity=quantity, price_cents=price)
         case ("purchase", lines):
@@ -293,6 +323,9 @@ def _event(what: tuple[Any, ...], about: Mapping[str, Any]) -> Event | None:
             return Purchase(**about, items=[Line(**dict(zip(names, line, strict=True))) for line in lines])
         case ("action", action, sku):
             return Action(**about, action=action, sku=sku, store="graben")
+        case ("pickup", action, order, store, notice_s, within_s):
+            wishes = {"notice_s": notice_s, "within_s": within_s}
+            return Action(**about, action=action, order=order, store=store, **wishes)
         case ("consent", scope, granted):
             return Consent(**about, scope=scope, granted=granted)
         case ("profile", loyalty):
@@ -512,6 +545,12 @@ async def check(redis: Redis, outcome: Outcome) -> None:
         assert {topic.decode(): position.decode() for topic, position in offsets.items()} == outcome.offsets.get(
             partition, {}
         )
+        pickups = await redis.hgetall(keys.pickups(partition))
+        assert {name.decode(): stores.decode().split("\x1f") for name, stores in pickups.items()} == {
+            name: headed
+            for name, presence in outcome.presences.items()
+            if partition_of(name, PARTITIONS) == partition and (headed := headed_for(presence))
+        }
         for name, decisions in outcome.decisions.items():
             if partition_of(name, PARTITIONS) == partition:
                 stored = await redis.lrange(keys.decisions_of(partition, name), 0, -1)
@@ -604,6 +643,8 @@ def test_the_examples_mean_something() -> None:
     assert {what for kind, what in seen if kind == "outcome"} == {"offer", "assist", "nothing"}
     assert len({what for kind, what in seen if kind == "reason"}) >= 6
     assert len({what for kind, what in seen if kind == "trigger"}) >= 7
-    assert {what for kind, what in seen if kind == "timer"} == {"cart_abandoned", "deadline", "presence"}
+    assert {what for kind, what in seen if kind == "timer"} == {"cart_abandoned", "deadline", "presence", "pickup"}
+    triggers = {what for kind, what in seen if kind == "trigger"}
+    assert triggers >= {"pickup_approaching", "pickup_arrived", "pickup_abandoned"}
     assert len({what for kind, what in seen if kind == "message"}) >= 4
     assert seen >= {("entry", Message), ("entry", Emitted), ("taken over", True), ("erased", True)}

@@ -1,16 +1,19 @@
 """Catalogue topics into the kept world, through a real log: order, dead letters, restarts and fencing."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import date
 
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from geofence.geojson import fences_to_geojson
 from nearcast import keys, topics
 from nearcast.errors import DeadLettersFull, Fenced
-from nearcast.world import Fence, Product, Promotion, Stock, Store, Words
+from nearcast.world import Corridor, Fence, OpenHours, Product, Promotion, SpecialDay, Stock, Store, Window, Words
 from offers.worldfile import WorldFile
 from server.catalogue_feed import CatalogueFeed
 from server.log.base import Entry, Record
@@ -101,6 +104,42 @@ async def test_every_kind_of_change(redis: Redis, log: StreamsLog) -> None:
     assert await dead_letters(redis) == []
 
 
+async def test_fences_with_all_they_can_have(redis: Redis, log: StreamsLog) -> None:
+    """Every field arrives, and a GeoJSON Feature is the same as the fence in nearcast's own form."""
+    whole = Fence(
+        id="whole",
+        store="graben",
+        kind="product",
+        geometry=Corridor([(16.37, 48.2), (16.371, 48.2)], 2.5),
+        name="Käse",
+        parent="a",
+        sku="tea",
+        floor=-1,
+        dwell_s=30.5,
+        exit_margin_m=2.0,
+        enter_fixes=2,
+        enter_s=1.5,
+        exit_fixes=3,
+        exit_s=4.0,
+        approach_m=20.0,
+        hours=[OpenHours(weekday=6, opens=600, closes=60)],
+        valid_from_ms=1_700_000_000_000,
+        valid_until_ms=1_900_000_000_000,
+        beacons=["b1"],
+        access_points=["ap1"],
+        codes=["qr1"],
+    )
+    assert all(getattr(whole, name) not in (None, [], "") for name in Fence.__struct_fields__)
+    store = msgspec.structs.replace(GRABEN, special_days=[SpecialDay(date(2026, 12, 31), [Window(600, 120)])])
+    twin = msgspec.structs.replace(whole, id="twin")
+    (feature,) = json.loads(fences_to_geojson([twin]))["features"]
+    as_feature = Entry(topics.FENCES, "twin", json.dumps(feature).encode())
+    world = await follow(redis, log, entry(store), entry(fence("a")), entry(whole), as_feature)
+    assert world.current.items.fences == [fence("a"), twin, whole]
+    assert world.current.items.stores == [store]
+    assert await dead_letters(redis) == []
+
+
 async def test_order_of_one_key(redis: Redis, log: StreamsLog) -> None:
     """The last change of a thing counts, also when the ones before it stand in the same batch."""
     named = [msgspec.structs.replace(TEA, name=f"tea {n}") for n in range(5)]
@@ -137,6 +176,8 @@ async def test_bad_records_become_dead_letters(redis: Redis, log: StreamsLog) ->
     """What can't be used is set aside with its reason and its bytes; everything around it is applied."""
     ring = {"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]]}
     bow_tie = {"id": "bow-tie", "store": "graben", "kind": "shelf", "geometry": ring}
+    line = bow_tie | {"geometry": {"type": "LineString", "coordinates": [[0, 0]], "buffer_m": 5}}
+    feature = {"type": "Feature", "geometry": ring, "properties": {"id": "f", "store": "graben", "kind": "shelf"}}
     broken = msgspec.structs.replace(PROMISE, id="broken", words={"en": Words(title="{{ who }}")})
     bad = {
         Entry(topics.STORES, "s", b"\xff{"): "malformed_catalogue_change",
@@ -145,6 +186,11 @@ async def test_bad_records_become_dead_letters(redis: Redis, log: StreamsLog) ->
         Entry(topics.PRODUCTS, "p", b"[" * 100_000): "malformed_catalogue_change",
         Entry(topics.STOCK, "tea", b""): "malformed_catalogue_change",
         Entry(topics.FENCES, "bow-tie", msgspec.json.encode(bow_tie)): "invalid_geometry",
+        Entry(topics.FENCES, "line", msgspec.json.encode(line)): "invalid_geometry",
+        Entry(topics.FENCES, "line", msgspec.json.encode(line | {"geometry": None})): "malformed_catalogue_change",
+        Entry(topics.FENCES, "f", msgspec.json.encode(feature)): "invalid_geometry",
+        Entry(topics.FENCES, "f", msgspec.json.encode(feature | {"properties": {}})): "invalid_geojson",
+        Entry(topics.FENCES, "f", b"5"): "malformed_catalogue_change",
         entry(fence("own", parent="own")): "cyclic_parents",
         entry(broken): "broken_template",
     }

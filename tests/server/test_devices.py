@@ -79,6 +79,9 @@ async def test_events_of_ones_own(backend: DeviceBackend, redis: Redis) -> None:
     assert msgspec.json.decode(answer) == {"id": event.id}
     await backend.event(ANN, b'{"type":"location","uid":"ann","lat":1,"lng":3}')
     assert len(await logged(redis, topics.LOCATIONS)) == 2
+    await backend.rpc(ANN, "event", b'{"type":"action","uid":"ann","action":"pickup_start","order":"o","store":"s"}')
+    await backend.rpc(ANN, "event", b'{"type":"action","uid":"ann","action":"pickup_cancel","order":"o"}')
+    assert [event.action for event in await logged(redis, topics.ACTIONS)] == ["pickup_start", "pickup_cancel"]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,10 @@ async def test_events_of_ones_own(backend: DeviceBackend, redis: Redis) -> None:
         (ANN, b'{"type":"identify","uid":"ann","anonymous_id":"d7"}', "not_your_event"),
         (ANN, b'{"type":"purchase","uid":"ann","items":[{"sku":"s"}]}', "not_from_devices"),
         (ANN, b'{"type":"profile","uid":"ann","loyalty":"gold"}', "not_from_devices"),
+        (ANN, b'{"type":"action","uid":"ann","action":"order_ready","order":"o","store":"s"}', "not_from_devices"),
+        (ANN, b'{"type":"action","uid":"ann","action":"order_picked_up","order":"o"}', "not_from_devices"),
+        (ANN, b'{"type":"action","uid":"ann","action":"pickup_start","store":"s"}', "malformed_event"),
+        (ANN, b'{"type":"action","uid":"ann","action":"pickup_start","order":"o"}', "malformed_event"),
         (ANN, b'{"type":"receipt","uid":"ann","message":"m","decision":"d","status":"redeemed"}', "malformed_event"),
         (ANN, b"nonsense", "malformed_event"),
         (TABLET, b'{"type":"location","uid":"ann","lat":1,"lng":2}', "customers_only"),

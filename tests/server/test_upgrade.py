@@ -1,7 +1,9 @@
 """A newer engine on what an older one stored.
 
 `fixtures/state-v1.json` was written by the last commit whose customers were MessagePack without a version of their own:
-rich records as they stood in the store, events that arrived then, and what followed. It is never made anew.
+rich records as they stood in the store, events that arrived then, and what followed. `fixtures/state-v2.json` was
+written by the last commit whose presences had four fields: people in and near a store, and who forbids their location.
+Neither is ever made anew.
 """
 
 import base64
@@ -24,12 +26,17 @@ from tests.server.rig import PARTITIONS, Playback, committed, engine_on
 from tests.server.town import WORLD
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "state-v1.json").read_bytes())
+PLACES = json.loads((Path(__file__).parent / "fixtures" / "state-v2.json").read_bytes())
 
 
 @pytest.fixture
 async def engine(redis: Redis) -> Engine:
     """An engine on a store that an older one has left."""
-    for name, value in FIXTURE["records"].items():
+    return await _engine_after(redis, FIXTURE["records"])
+
+
+async def _engine_after(redis: Redis, records: dict[str, str]) -> Engine:
+    for name, value in records.items():
         await redis.set(name, base64.b64decode(value))
     world = WorldStore(redis)
     await world.put(WORLD)
@@ -62,10 +69,10 @@ def named(value: Any) -> Any:
             return value
 
 
-def events() -> list[Record]:
-    """The events of the fixture, as the log holds them."""
+def events(fixture: dict[str, Any] = FIXTURE) -> list[Record]:
+    """The events of a fixture, as the log holds them."""
     made = []
-    for place, (topic, event) in enumerate(FIXTURE["events"]):
+    for place, (topic, event) in enumerate(fixture["events"]):
         uid = None if event["type"] == "identify" else event.get("uid")
         customer = customer_id(uid, event.get("anonymous_id"))
         made.append(
@@ -75,7 +82,7 @@ def events() -> list[Record]:
                 position=str(place),
                 key=customer,
                 value=msgspec.json.encode(event),
-                arrived_ms=FIXTURE["arrived_ms"] + place,
+                arrived_ms=fixture["arrived_ms"] + place if "arrived_ms" in fixture else event["ts"],
             )
         )
     return made
@@ -118,3 +125,22 @@ async def test_what_was_not_touched_stays_readable(engine: Engine, redis: Redis)
     assert set(ann.presence.inside) == {"near", "inside"}
     raw = await redis.get(keys.customer(2, "ann"))
     assert raw == base64.b64decode(FIXTURE["records"][keys.customer(2, "ann")])
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_presences_of_version_2_are_gone_on_from(redis: Redis, at_once: bool) -> None:
+    """Stays, timers and what may be used are as they were, and the next fixes lead on from there."""
+    engine = await _engine_after(redis, PLACES["records"])
+    batches = [events(PLACES)] if at_once else [[record] for record in events(PLACES)]
+    for batch in batches:
+        await engine.process(batch)
+    found = await committed(redis)
+    assert found.dead_letters == []
+    assert found.customers.keys() == PLACES["after"].keys()
+    for name, expected in PLACES["after"].items():
+        presence = found.customers[CustomerId(name)].presence
+        assert agrees(named(presence), expected), (name, named(presence))
+        stored = await redis.get(keys.presence(partition_of(name, PARTITIONS), name))
+        untouched = PLACES["records"].get(keys.presence(partition_of(name, PARTITIONS), name))
+        assert isinstance(stored, bytes)
+        assert stored.startswith(b"[3,") or stored == base64.b64decode(untouched)

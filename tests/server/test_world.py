@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from nearcast import keys
 from nearcast.errors import Conflict, Fenced, InputError, NotFound
 from nearcast.ids import Sku, StoreId
-from nearcast.world import Circle, Fence, Polygon, Product, Promotion, Stock, Store, What, Words
+from nearcast.world import Circle, Display, Fence, OpenHours, Polygon, Product, Promotion, Stock, Store, What, Words
 from offers.worldfile import WorldFile
 from server.world import World, WorldStore, build
 from tests.server.town import LAT, LNG, WORLD
@@ -254,3 +254,39 @@ async def test_following_survives_a_broken_world(redis: Redis, world: WorldStore
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
     assert world.problem is None
+
+
+async def test_hours_of_fences_reach_who_asks_for_them(world: WorldStore) -> None:
+    """The catalogue has the hours of a fence and of all in it, displays too; the index has their store's time zone."""
+    hours = [OpenHours(weekday=4, opens=1080, closes=120)]
+    bar = msgspec.structs.replace(fence("bar"), hours=hours)
+    gin = Product(
+        sku="gin", name="Gin", segment="drinks", displays=[Display(store="graben", lat=LAT, lng=LNG, parent="stool")]
+    )
+    before = world.current.catalogue
+    assert before.fence_hours == {}
+    await world.put(WorldFile(fences=[bar, fence("stool", parent="bar"), fence("hall")], products=[gin]))
+    catalogue, fences = world.current.catalogue, world.current.fences
+    assert catalogue.fence_hours == {"bar": hours, "stool": hours, "graben:gin:0": hours}
+    assert str(fences.zones[StoreId("graben")]) == world.current.items.stores[0].time_zone
+    await world.put(WorldFile(fences=[msgspec.structs.replace(bar, hours=[])]))
+    assert world.current.catalogue.fence_hours["stool"] == []
+    assert world.current.catalogue.version not in (before.version, catalogue.version)
+
+
+async def test_a_fence_goes_into_one_of_its_store_and_wide_enough(world: WorldStore) -> None:
+    """A parent of another store, of a narrower kind, or none at all is refused, and the world stays as it was."""
+    ring = Store(id="ring", name="Ring", lat=LAT, lng=LNG)
+    await world.put(WorldFile(stores=[ring], fences=[fence("a")]))
+    for wrong, said in (
+        (msgspec.structs.replace(fence("b", parent="a"), store="ring"), "its parent to 'graben'"),
+        (msgspec.structs.replace(fence("b", parent="a"), kind="store"), "can't be in a department"),
+        (fence("b", parent="z"), "parent 'z', which does not exist"),
+    ):
+        with pytest.raises(InputError, match=said) as refused:
+            await world.put(WorldFile(fences=[wrong]))
+        assert refused.value.reason == "unknown_reference"
+    assert "b" not in world.current.fences.by_id
+    await world.put(WorldFile(fences=[fence("b", parent="a")]))
+    with pytest.raises(Conflict, match="still needed"):
+        await world.remove("fence", "a")

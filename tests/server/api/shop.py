@@ -13,7 +13,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from nearcast.clock import ManualClock
-from nearcast.customer import Customer, Presence
+from nearcast.customer import Customer, Presence, Trip
 from nearcast.decisions import Decision
 from nearcast.errors import NotFound, Unavailable
 from nearcast.events import Channel, ConsentScope, DeliveryStatus, IntakeEvent
@@ -133,6 +133,11 @@ class Shop:
         self._reach()
         self.people.pop(customer, None)
         self.being_erased.add(customer)
+
+    async def pickups(self, store: StoreId) -> list[tuple[CustomerId, Trip]]:
+        if store not in self.world["store"]:
+            raise NotFound("unknown_store", "there is no such store")
+        return [(name, trip) for name, (_, presence) in self.people.items() for trip in presence.trips]
 
     async def erasing(self, customer: CustomerId) -> bool:
         self._reach()

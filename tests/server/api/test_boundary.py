@@ -91,6 +91,8 @@ async def test_catalogue_may_be_bigger(redis: Redis, problem: Check) -> None:
         for size, status in ((MIB, 200), (MIB + 1, 413)):
             body = b"{" + b" " * (size - 2) + b"}"
             assert (await api.put("/v1/catalogue", content=body, headers=key("admin"))).status_code == status
+            body = b'{"type":"FeatureCollection","features":[]' + b" " * (size - 42) + b"}"
+            assert (await api.put("/v1/fences", content=body, headers=key("admin"))).status_code == status
 
 
 async def test_unknown_route_and_method(api: httpx.AsyncClient, problem: Check) -> None:

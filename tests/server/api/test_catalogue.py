@@ -5,7 +5,8 @@ from collections.abc import Callable
 import httpx
 import msgspec
 
-from server.api.catalogue import _EXAMPLE
+from geofence.geojson import collection_of, fences_from_geojson, fences_to_geojson
+from server.api.catalogue import _EXAMPLE, _FENCES
 from tests.server.api.shop import Shop, key
 
 Check = Callable[[httpx.Response, int], str]
@@ -52,3 +53,60 @@ async def test_stock(api: httpx.AsyncClient, shop: Shop) -> None:
     levels = [{"store": "graben", "sku": "4711", "quantity": 3}, {"store": "graben", "sku": "4712", "quantity": 0}]
     assert (await api.put("/v1/stock", json=levels, headers=key("intake"))).status_code == 200
     assert shop.stock == {("graben", "4711"): 3, ("graben", "4712"): 0}
+
+
+async def test_fences_as_geojson(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """Fences are put as a FeatureCollection, and got as one: all, or those of one store."""
+    ours = fences_to_geojson(_FENCES)
+    response = await api.put("/v1/fences", content=ours, headers=key("admin"))
+    assert (response.status_code, response.json()) == (200, {"version": 1})
+    assert list(shop.world["fence"].values()) == _FENCES
+    other = msgspec.structs.replace(_FENCES[0], id="other", store="other")
+    assert (await api.put("/v1/fences", content=fences_to_geojson([other]), headers=key("admin"))).status_code == 200
+    response = await api.get("/v1/fences", headers=key("admin"))
+    assert response.headers["content-type"] == "application/geo+json"
+    assert fences_from_geojson(response.content) == [*_FENCES, other]
+    response = await api.get("/v1/fences", params={"store": "other"}, headers=key("admin"))
+    assert fences_from_geojson(response.content) == [other]
+    response = await api.get("/v1/fences", params={"store": "nowhere"}, headers=key("admin"))
+    assert fences_from_geojson(response.content) == []
+    assert problem(await api.get("/v1/fences", params={"store": ""}, headers=key("admin")), 400) == "malformed_id"
+
+
+async def test_bad_geojson(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """One wrong feature refuses all; the problem names the feature and the field, or the ring and vertex."""
+    good, bad = msgspec.to_builtins(collection_of(_FENCES))["features"]
+    for wrong, reason, where in (
+        (
+            {**bad, "properties": bad["properties"] | {"floor": "one"}},
+            "invalid_geojson",
+            "features[1].properties.floor",
+        ),
+        (
+            {**bad, "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1]]]}},
+            "invalid_geojson",
+            "features[1].properties.buffer_m",
+        ),
+        (
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1]]]},
+                "properties": {"id": "x", "store": "graben", "kind": "store"},
+            },
+            "invalid_geometry",
+            "features[1], ring 0, vertex 3",
+        ),
+        (
+            {**bad, "properties": good["properties"] | {"radius_m": None, "buffer_m": 2}},
+            "duplicate_fence",
+            "features[1].properties.id",
+        ),
+    ):
+        document = {"type": "FeatureCollection", "features": [good, wrong]}
+        response = await api.put("/v1/fences", json=document, headers=key("admin"))
+        assert problem(response, 400) == reason
+        assert response.json()["where"] == where
+    assert shop.version == 0
+    response = await api.put("/v1/fences", content=fences_to_geojson(_FENCES), headers=key("intake"))
+    assert problem(response, 403) == "forbidden"
+    assert problem(await api.get("/v1/fences", headers=key("intake")), 403) == "forbidden"

@@ -6,6 +6,7 @@ import httpx
 import msgspec
 from redis.asyncio import Redis
 
+from geofence.geojson import FeatureCollection
 from nearcast.events import IntakeEvent
 from nearcast.world import Stock
 from offers.worldfile import WorldFile
@@ -20,6 +21,7 @@ Check = Callable[[httpx.Response, int], str]
 BODIES: dict[str, object] = {
     "post /v1/events": IntakeEvent | list[IntakeEvent],
     "put /v1/catalogue": WorldFile,
+    "put /v1/fences": FeatureCollection,
     "put /v1/stock": list[Stock],
     "put /v1/customers/{customer}/consents": ConsentChange,
     "post /v1/coupons/apply": ApplyRequest,
@@ -75,7 +77,8 @@ async def test_openapi(redis: Redis) -> None:
             if "requestBody" in operation:
                 name = f"{method} {path}"
                 seen.add(name)
-                examples = operation["requestBody"]["content"]["application/json"]["examples"]
+                (content,) = operation["requestBody"]["content"].values()
+                examples = content["examples"]
                 assert examples
                 for example in examples.values():
                     assert msgspec.convert(example["value"], BODIES[name]) is not None

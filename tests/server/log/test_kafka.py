@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
@@ -96,6 +97,57 @@ async def test_topics_that_kafka_does_not_create_are_named(
     for topic in (*CUSTOMER_TOPICS, *CATALOGUE_TOPICS):
         assert f"{topic} (InvalidReplicationFactorError" in said
     assert "NEARCAST_KAFKA_REPLICATION is 9" in said
+
+
+async def configured(bootstrap: str, topic: str) -> dict[str, str]:
+    """The settings of a topic, as the broker tells them."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    finally:
+        await admin.close()
+    (_, _, _, _, entries), *_ = answer.resources
+    return {name: value for name, value, *_ in entries}
+
+
+async def test_positions_are_short_lived(
+    kafka_broker: KafkaBroker | None,
+    kafka_bootstrap: str,
+    kafka_options: KafkaOptions,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The broker is told to be rid of a fix within 15 minutes, counting that it looks every five; of nothing else."""
+    if isinstance(kafka_broker, Tansu):
+        pytest.skip(f"{Tansu.name} stands in for Apache Kafka, and deletes nothing")
+    for _ in range(2):
+        async with running(KafkaLog(kafka_options, 4)):
+            pass
+    told = await configured(kafka_bootstrap, "customers.locations")
+    assert told["cleanup.policy"] == "delete"
+    parts = [int(told[name]) for name in ("retention.ms", "segment.ms", "file.delete.delay.ms")]
+    assert min(parts) > 0
+    assert sum(parts) + 5 * 60_000 <= 15 * 60_000
+    assert int((await configured(kafka_bootstrap, "customers.carts"))["retention.ms"]) > 86_400_000
+    assert "keeps positions" not in caplog.text
+
+
+async def test_a_topic_that_keeps_positions_is_named(
+    kafka_broker: KafkaBroker | None,
+    kafka_bootstrap: str,
+    kafka_options: KafkaOptions,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A topic of somebody else's making that keeps fixes for a week is used, and the start says what is wrong."""
+    if isinstance(kafka_broker, Tansu):
+        pytest.skip(f"{Tansu.name} stands in for Apache Kafka, and does not tell its topics' settings")
+    await create_topics(kafka_bootstrap, {"customers.locations": 4})
+    async with running(KafkaLog(kafka_options, 4)):
+        pass
+    (said,) = [entry.getMessage() for entry in caplog.records if "keeps positions" in entry.getMessage()]
+    assert "customers.locations keeps positions for longer than 15 minutes" in said
+    assert "retention.ms=604800000" in said
+    assert "set cleanup.policy=delete, retention.ms=480000, segment.ms=60000" in said
 
 
 async def test_marks_of_transactions_are_no_lag(
