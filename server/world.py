@@ -55,12 +55,16 @@ class World(msgspec.Struct, frozen=True):
     fences: FenceIndex
     #: As described by the retailer, without stock and the fences made from display positions.
     items: WorldFile
+    #: By SKU, the products with displays, and the fences made of them.
+    displays: Mapping[str, tuple[Product, list[Fence]]]
 
 
 class _Stored(NamedTuple):
     """What the store holds, whether or not a world can be built from it."""
 
     version: int
+    #: As it stands there, by kind; and decoded.
+    encoded: Mapping[Kind, Mapping[bytes, bytes]]
     rows: _Rows
     #: Why those items can't be read that can't.
     unreadable: Mapping[Place, str]
@@ -71,14 +75,27 @@ def build(version: int, items: WorldFile, previous: World | None = None) -> Worl
 
     Raises `InputError` for a fence whose geometry can't be used.
     """
-    displays = (fence for product in items.products for fence in display_fences(product))
+    displays = _displays_of(items.products, previous.displays if previous else {})
     fences = FenceIndex.build(
-        [*items.fences, *displays],
+        [*items.fences, *(fence for _, made in displays.values() for fence in made)],
         previous.fences if previous else None,
         {store.store_id: zone_named(store.time_zone) for store in items.stores},
     )
     catalogue = Catalogue.build(items.stores, items.products, items.promotions, _hours_of(fences))
-    return World(version, catalogue, fences, items)
+    return World(version, catalogue, fences, items, displays)
+
+
+def _displays_of(
+    products: Iterable[Product], known: Mapping[str, tuple[Product, list[Fence]]]
+) -> dict[str, tuple[Product, list[Fence]]]:
+    """The index is quick with fences that are the same objects as before: they are made once for each product."""
+    found = {}
+    for product in products:
+        if product.displays:
+            before = known.get(product.sku)
+            same = before is not None and (before[0] is product or before[0] == product)
+            found[product.sku] = before if before is not None and same else (product, display_fences(product))
+    return found
 
 
 def _hours_of(fences: FenceIndex) -> dict[FenceId, Sequence[OpenHours]]:
@@ -103,7 +120,7 @@ class WorldStore:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._current = build(0, WorldFile())
-        self._stored = _Stored(0, {kind: {} for kind in _TYPES}, {})
+        self._stored = _Stored(0, {kind: {} for kind in _TYPES}, {kind: {} for kind in _TYPES}, {})
         self._problem: str | None = None
         #: Held by whoever replaces the snapshot, so that it never goes back to an older one.
         self._turn = asyncio.Lock()
@@ -212,7 +229,8 @@ class WorldStore:
                 if world is None or self._problem is not None:
                     await self._refresh()
                 else:
-                    self._stored = _Stored(world.version, rows, {})
+                    encoded = _changed_bytes(self._stored.encoded, items, gone)
+                    self._stored = _Stored(world.version, encoded, rows, {})
                     self._use(world)
                 return
         raise Unavailable("others keep changing the world")
@@ -277,7 +295,9 @@ class WorldStore:
                 for kind in _TYPES:
                     pipe.hgetall(keys.world(kind))
                 newest, *found = await pipe.execute()
-        self._stored, world, problem = await asyncio.to_thread(_load, int(newest or 0), found, self._current)
+        self._stored, world, problem = await asyncio.to_thread(
+            _load, int(newest or 0), found, self._stored, self._current
+        )
         if world is None:
             self._problem = problem
             metrics.WORLD_BROKEN.set(1)
@@ -324,19 +344,28 @@ def _new_problems(before: WorldFile, after: WorldFile) -> list[str]:
 
 
 def _load(
-    version: int, found: Sequence[Mapping[bytes, bytes]], previous: World
+    version: int, found: Sequence[Mapping[bytes, bytes]], known: _Stored, previous: World
 ) -> tuple[_Stored, World | None, str | None]:
-    """Decode what the store holds, by kind, and build it; if that can't be done, the problem instead of a world."""
+    """Decode what the store holds, by kind, and build it; if that can't be done, the problem instead of a world.
+
+    What stands there as it did before stays the same object.
+    """
+    encoded = dict(zip(_TYPES, found, strict=True))
     rows: dict[Kind, dict[str, Any]] = {}
     unreadable: dict[Place, str] = {}
-    for (kind, item_type), encoded in zip(_TYPES.items(), found, strict=True):
+    for kind, item_type in _TYPES.items():
         rows[kind] = {}
-        for name, row in encoded.items():
+        before, decoded = known.encoded[kind], known.rows[kind]
+        for name, row in encoded[kind].items():
+            item_id = text(name)
+            if before.get(name) == row and item_id in decoded:
+                rows[kind][item_id] = decoded[item_id]
+                continue
             try:
-                rows[kind][text(name)] = msgspec.json.decode(raw(row), type=item_type)
+                rows[kind][item_id] = msgspec.json.decode(raw(row), type=item_type)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                unreadable[kind, text(name)] = f"{kind} {text(name)!r} can't be read: {error}"
-    stored = _Stored(version, rows, unreadable)
+                unreadable[kind, item_id] = f"{kind} {item_id!r} can't be read: {error}"
+    stored = _Stored(version, encoded, rows, unreadable)
     if unreadable:
         return stored, None, "; ".join([*unreadable.values()][:_NAMED_PROBLEMS])
     try:
@@ -361,6 +390,18 @@ def _changed(old: _Rows, items: WorldFile, gone: Collection[Place]) -> _Rows:
     for kind, new in _rows(items).items():
         rows[kind].update(new)
     return rows
+
+
+def _changed_bytes(
+    old: Mapping[Kind, Mapping[bytes, bytes]], items: WorldFile, gone: Collection[Place]
+) -> dict[Kind, Mapping[bytes, bytes]]:
+    """What stands in the store after a change that we made."""
+    encoded = {kind: dict(of_kind) for kind, of_kind in old.items()}
+    for kind, item_id in gone:
+        encoded[kind].pop(item_id.encode(), None)
+    for kind, new in _rows(items).items():
+        encoded[kind].update((name.encode(), msgspec.json.encode(row)) for name, row in new.items())
+    return dict(encoded)
 
 
 def _world_file(rows: _Rows) -> WorldFile:
