@@ -1,7 +1,7 @@
 """The coarse reject: is any fence near this position at all?
 
 Most fixes are near no store, so this runs before any H3 call, on whole batches. A "no" is certain; a "yes" may be
-wrong and only costs time. Positions fall into squares of about 100 m; those near a fence are kept in a hash table as
+wrong and only costs time. Positions fall into squares of about 50 m; those near a fence are kept in a hash table as
 one byte each, a print of the square. Two squares that fall into the same slot leave a mark that lets everything
 through there. A fence too big for squares marks whole degrees instead.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from geofence.cells import SPREAD
 from geofence.sphere import Bools, Boxes, Floats
 
-_STEPS_PER_DEGREE = 1024
+_STEPS_PER_DEGREE = 2048
 _COLUMNS = 360 * _STEPS_PER_DEGREE + 1
 #: A box that spans more squares than this marks degrees.
 _MAX_SQUARES = 65_536

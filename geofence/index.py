@@ -179,10 +179,16 @@ class FenceIndex:
         `fences[near[n]]`, be it outside of that fence or in it. Fences without `approach_m` have no such ordinal.
         """
         found: list[tuple[int, ...]] = [()] * len(lats)
+        for place, ordinal in zip(*(column.tolist() for column in self.pairs(lats, lngs)), strict=True):
+            found[place] += (ordinal,)
+        return found
+
+    def pairs(self, lats: Floats, lngs: Floats) -> tuple[Numbers, Numbers]:
+        """What `match` tells, as two columns: the places in the batch, ascending, and for each place its ordinals."""
         tables = self._tables
         near = tables.grid.near_few(lats, lngs) if len(lats) <= _FEW else tables.grid.near(lats, lngs)
         if not len(near):
-            return found
+            return near, near
         lats, lngs = lats[near], lngs[near]
         keys = cover.finest_keys(lats, lngs)
         points, owners = tables.cells.look_up(keys)
@@ -199,9 +205,7 @@ class FenceIndex:
         (hits,) = (ordinals >= 0).nonzero()
         pairs = near[points[hits]] << _ORDINAL_BITS | ordinals[hits]
         pairs.sort()
-        for place, ordinal in zip((pairs >> _ORDINAL_BITS).tolist(), (pairs & _ORDINAL).tolist(), strict=True):
-            found[place] += (ordinal,)
-        return found
+        return pairs >> _ORDINAL_BITS, pairs & _ORDINAL
 
     def distance_m(self, fence_id: FenceId, lat: float, lng: float) -> float:
         """Metres from the position to the fence; 0 inside."""
