@@ -63,7 +63,7 @@ _DEPARTMENTS = ((12.0, 0.0), (12.0, 22.0), (12.0, -22.0), (30.0, 0.0), (30.0, 18
 _PRODUCTS = ((3.0, 0.0), (-3.0, 0.0))
 #: A walker who is away is at least this far from every store.
 _AWAY_M = _VICINITY_M + 40.0
-_AWAY_PLACES = 1 << 16
+_AWAY_PLACES, _AWAY_PLACES_OF_A_STORE = 1 << 16, 16
 #: How long someone must be in a department, of event time, until it counts as dwelling there.
 _DWELL_S = 20.0
 
@@ -187,7 +187,8 @@ class Walk:
         self._made = 0
         self._chance = np.random.default_rng(seed)
         self._stores = np.array([_metres(store.lat, store.lng) for store in world.stores])
-        self._away = _away_places(self._stores, self._chance)
+        #: By store, where its walkers are when they are away: nobody is in two parts of the city within seconds.
+        self._away = _nearest(self._stores, _away_places(self._stores, self._chance))
         # A store with fewer fences has none deeper inside; who would be there stays in the last one.
         self._deepest = {1: 1, 2: 2}.get(len(world.fences) // len(world.stores), 4)
         self._place = self._chance.choice(len(_SHARES), size=customers, p=_SHARES)
@@ -229,7 +230,6 @@ class Walk:
         drawn, place = self._chance.random(len(who)), self._place[who]
         goes_in, goes_out = drawn < _GO_IN[place], drawn > 1 - _GO_OUT[place]
         for coming, column, choices in (
-            (goes_in & (place == 0), self._store, len(self._stores)),
             (goes_in & (place == 2), self._department, len(_DEPARTMENTS)),
             (goes_in & (place == 3), self._product, len(_PRODUCTS)),
         ):
@@ -246,7 +246,7 @@ class Walk:
         department = store + np.array(_DEPARTMENTS)[self._department[who]]
         product = department + np.array(_PRODUCTS)[self._product[who]]
         spots = (
-            self._away[self._chance.integers(len(self._away), size=len(who))],
+            self._away[self._store[who], who % _AWAY_PLACES_OF_A_STORE] + jitter * 8,
             store + np.stack([np.cos(angle), np.sin(angle)], axis=1) * 85.0 + jitter * 5,
             store + (-25.0, 0.0) + jitter * 4,
             department + (0.0, 4.0) + jitter * 0.3,
@@ -340,6 +340,15 @@ def _places(stores: int, chance: Random) -> Iterator[tuple[float, float]]:
             (column + 0.5) * cell_east - half_east + chance.uniform(-free_east, free_east),
             (row + 0.5) * cell_north - half_north + chance.uniform(-free_north, free_north),
         )
+
+
+def _nearest(stores: Floats, places: Floats) -> Floats:
+    """For each store the places nearest to it."""
+    found = np.empty((len(stores), _AWAY_PLACES_OF_A_STORE, 2))
+    for number, store in enumerate(stores):
+        apart = ((places - store) ** 2).sum(axis=1)
+        found[number] = places[np.argpartition(apart, _AWAY_PLACES_OF_A_STORE)[:_AWAY_PLACES_OF_A_STORE]]
+    return found
 
 
 def _away_places(stores: Floats, chance: np.random.Generator) -> Floats:

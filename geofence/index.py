@@ -220,6 +220,11 @@ class FenceIndex:
         """What else than coordinates proves presence in which fence."""
         return Evidence(self.fences)
 
+    @cached_property
+    def tells_crossings(self) -> bool:
+        """Whether any fence asks for them."""
+        return any(fence.crossings for fence in self.fences)
+
     def reach_m(self, fence_id: FenceId) -> float:
         """The fence's size: a circle's radius, or the radius of the disc that has a polygon's area."""
         return self._shape(fence_id).reach_m

@@ -19,7 +19,8 @@ that is not newer than the last one is stale: it changes nothing. `docs/decision
 * **Dwell** once per stay, at the first fix inside `dwell_s` or more after the enter.
 * **Approach** when a fix lies within `approach_m` of a fence; again only after one that lies clearly beyond.
 * **Cross** when the straight way between two fixes (at most `CROSS_MS` and `CROSS_M` apart) leads through a fence in
-  which neither lies. Only around other fences: of people who are nowhere, no position is kept.
+  which neither lies, and which asks for it (`crossings`: looking for them all would cost more than all the rest). Only
+  around other fences: of people who are nowhere, no position is kept.
 * **Signs** (`fix.zones`, see `evidence`) prove presence at once; if coordinates disagree, the more precise is believed.
   On another floor than the fence's, a fix lies far outside.
 * A stay that no fix confirmed for `SILENCE_MS` is over: the next fix, whatever it says, first gives an **exit** at the
@@ -508,7 +509,9 @@ def _confidence(pending: Pending, view: _View, share: float, *, deep: bool = Fal
 def _crossed(view: _View, known: Nearby | None, but: Collection[FenceId]) -> list[Transition]:
     """Fences that the way from the last fix led through, without a fix in them."""
     fix, index = view.fix, view.index
-    if known is None or not known.located or not view.located or fix.ts - known.at_ms > CROSS_MS:
+    if not index.tells_crossings or known is None or not known.located or not view.located:
+        return []
+    if fix.ts - known.at_ms > CROSS_MS:
         return []
     apart_m = distance_m(known.lat, known.lng, fix.lat, fix.lng)
     if not _APART_ACCURACIES * view.accuracy_m < apart_m <= CROSS_M or abs(fix.lng - known.lng) > 180:
@@ -518,7 +521,8 @@ def _crossed(view: _View, known: Nearby | None, but: Collection[FenceId]) -> lis
     on_the_way: dict[FenceId, list[int]] = {}
     for place, hits in enumerate(index.match(lats, lngs)):
         for fence in places(hits, index)[0]:
-            on_the_way.setdefault(fence.fence_id, []).append(place)
+            if fence.crossings:
+                on_the_way.setdefault(fence.fence_id, []).append(place)
     found = []
     for fence_id, passed in on_the_way.items():
         ends = ((known.lat, known.lng), (fix.lat, fix.lng))

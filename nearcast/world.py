@@ -150,6 +150,8 @@ class FenceProperties(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     exit_s: Annotated[float, msgspec.Meta(ge=0, le=3_600)] | None = None
     #: Coming this near, from outside, is an approach. Not inherited; None: nobody asks.
     approach_m: Metres | None = None
+    #: Going through between two fixes, without one inside, is a cross. Not inherited.
+    crossings: bool = False
     #: When it is in use, by the store's clock: outside of its hours nothing happens in it. None at the top: always.
     hours: list[OpenHours] | None = None
     #: In force from then (included) until then (excluded), in ms since the Unix epoch.

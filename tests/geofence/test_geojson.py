@@ -44,6 +44,7 @@ FIELDS = {
     "exit_fixes": st.none() | st.integers(1, 100),
     "exit_s": st.none() | st.floats(0, 3_600),
     "approach_m": st.none() | st.floats(0.1, 100_000),
+    "crossings": st.booleans(),
     "hours": st.none() | st.lists(HOURS, max_size=3),
     "beacons": st.lists(IDS, max_size=2),
     "access_points": st.lists(IDS, max_size=2),

@@ -379,8 +379,9 @@ def test_approach() -> None:
 
 
 def test_cross() -> None:
-    """The way between two fixes through a kiosk is a cross, where positions are kept: around other fences only."""
-    kiosk = fence(Circle((LNG, LAT), 15.0), "kiosk")
+    """The way between two fixes through a kiosk is a cross, where positions are kept: around other fences only; and where
+    the fence asks for it."""
+    kiosk = fence(Circle((LNG, LAT), 15.0), "kiosk", crossings=True)
     walk = [fix(0, 0, -60), fix(30, 0, 60)]
     assert feed(Presence(), FenceIndex.build([kiosk]), walk) == []
     index = FenceIndex.build([kiosk, VICINITY])
@@ -394,6 +395,10 @@ def test_cross() -> None:
         [fix(0, 0, -60, 20.0), fix(30, 0, 60, 20.0)],  # too poor for so small a place
     ):
         assert "cross" not in {kind for kind, _, _ in told(feed(Presence(), index, other))}
+    around = fence(Circle((LNG, LAT), 30.0), "hall")
+    assert told(feed(Presence(), FenceIndex.build([kiosk, around, VICINITY]), walk)) == told(crossed)
+    silent = FenceIndex.build([msgspec.structs.replace(kiosk, crossings=False), VICINITY])
+    assert told(feed(Presence(), silent, walk)) == [("enter", "vicinity", 0)]
 
 
 def test_a_fence_that_closes_and_one_that_expires() -> None:
@@ -520,7 +525,7 @@ def walks(draw: st.DrawFn) -> list[Location]:
 RICH = FenceIndex.build(
     [
         msgspec.structs.replace(STORE, approach_m=60.0),
-        msgspec.structs.replace(DEPARTMENT, floor=0),
+        msgspec.structs.replace(DEPARTMENT, floor=0, crossings=True),
         msgspec.structs.replace(SHELF, beacons=["b-shelf"]),
         msgspec.structs.replace(VICINITY, valid_until_ms=START_MS + 5_000_000),
     ]

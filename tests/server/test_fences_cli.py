@@ -325,7 +325,7 @@ def test_replay_tells_approaches_and_crossings(tmp_path: Path) -> None:
     file = collection(
         tmp_path / "f.geojson",
         feature(square(20), id="asks", approach_m=80, exit_margin_m=5),
-        feature(square(8, east_m=100), id="between", exit_margin_m=5),
+        feature(square(8, east_m=100), id="between", exit_margin_m=5, crossings=True),
     )
     way = [(second, 0.0, east) for second, east in enumerate(range(-300, 60, 4))]
     walked = track(tmp_path / "walk.csv", [*way, (100, 0.0, 130.0), (101, 0.0, 134.0), (102, 0.0, 138.0)])
