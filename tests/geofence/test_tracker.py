@@ -379,8 +379,8 @@ def test_approach() -> None:
 
 
 def test_cross() -> None:
-    """The way between two fixes through a kiosk is a cross, where positions are kept: around other fences only; and where
-    the fence asks for it."""
+    """The way between two fixes through a kiosk is a cross, if the kiosk asks for it, and where positions are kept:
+    around other fences only."""
     kiosk = fence(Circle((LNG, LAT), 15.0), "kiosk", crossings=True)
     walk = [fix(0, 0, -60), fix(30, 0, 60)]
     assert feed(Presence(), FenceIndex.build([kiosk]), walk) == []
