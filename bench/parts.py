@@ -41,7 +41,7 @@ def best_us(call: Callable[[], object], per: int, repeats: int = 7) -> float:
 
 
 def tracking(index: FenceIndex, lat: float, lng: float) -> dict[str, float]:
-    """A fix nowhere, one that enters three nested circles, and one that stays in them."""
+    """A fix nowhere, one that enters the fences at a store's middle, and one that stays in them."""
     lats, lngs = np.array([lat, 0.0]), np.array([lng, 0.0])
     inside, nowhere = ([index.fences[ordinal] for ordinal in hits] for hits in index.match(lats, lngs))
 
@@ -55,6 +55,7 @@ def tracking(index: FenceIndex, lat: float, lng: float) -> dict[str, float]:
     def stay() -> None:
         presence = Presence()
         track(presence, fix(1), inside, index)
+        assert len(presence.inside) == len(inside)
         for ts in range(2, 502):
             track(presence, fix(ts), inside, index)
 
