@@ -8,7 +8,7 @@ that is not newer than the last one is stale: it changes nothing. `docs/decision
   square of its mean depth, times the number of its independent looks: one, and one more for every `LOOK_MS`, since the
   errors of fixes that follow each other closely are the same error. The newest three fixes may be taken alone.
 * **Enter** when a fix lies inside and the evidence of the attempt reaches the bar: `START`, and more for whoever has
-  hung about the edge for longer, so that a day at the shop window should bring no enter. A fence that is small against the
+  hung about the edge for longer, lest a day at the shop window bring an enter. A fence that is small against the
   error can't give as much evidence, and so asks for less: the confidence says so. Fixes less than ten seconds apart
   must be three (or one `DEEP` inside), and the first one of all must lie three deviations inside; a fix worse than the
   fence counts for nothing. Of whoever is seen to walk (only around fences, where their way is known), two fixes and
