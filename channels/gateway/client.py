@@ -7,13 +7,7 @@ limit, so it can neither hold up a fan-out nor use up memory. Other clients go o
 import logging
 import math
 import uuid
-from contextlib import suppress
 from typing import NamedTuple
-
-from websockets.asyncio.server import ServerConnection
-from websockets.exceptions import ConnectionClosed
-from websockets.frames import Frame, Opcode
-from websockets.protocol import State
 
 import nearcast
 from channels.gateway import protocol
@@ -39,6 +33,7 @@ from channels.gateway.limits import TokenBucket
 from channels.gateway.publications import Publication
 from channels.gateway.settings import GatewaySettings
 from channels.gateway.tokens import LEEWAY_S, TokenExpired, Tokens, Verified
+from channels.gateway.transport import Envelope, Transport
 from channels.gateway.wheel import Wheel
 from nearcast.clock import Clock
 from nearcast.errors import InputError, TooManyRequests, Unauthenticated, Unavailable
@@ -51,16 +46,12 @@ VERSION = f"nearcast {nearcast.__version__}"
 EVENT_METHOD = "event"
 
 
-def frame(data: bytes) -> bytes:
-    """A whole WebSocket text frame as a server sends it; the same bytes serve every connection."""
-    return Frame(Opcode.TEXT, data).serialize(mask=False)
+def envelope_of(channel: str, publication: Publication) -> Envelope:
+    """A publication as every subscriber gets it."""
+    return Envelope(protocol.push(channel, publication))
 
 
-def publication_frame(channel: str, publication: Publication) -> bytes:
-    return frame(protocol.push(channel, publication))
-
-
-PING_FRAME = frame(protocol.PING)
+PING = Envelope(protocol.PING)
 
 
 class Services(NamedTuple):
@@ -75,10 +66,10 @@ class Services(NamedTuple):
 
 
 class Client:
-    """See the module. `run` lives as long as the connection."""
+    """See the module. `take` what it says, in order, and say when it has `left`."""
 
-    def __init__(self, connection: ServerConnection, services: Services) -> None:
-        self._connection = connection
+    def __init__(self, transport: Transport, services: Services) -> None:
+        self._transport = transport
         self._services = services
         self._session = protocol.Session()
         self._id = str(uuid.uuid4())
@@ -88,38 +79,48 @@ class Client:
         self._commands = TokenBucket(services.settings.commands_per_minute, services.clock)
         self._next_ping_s = 0.0
         self._pong_by_s: float | None = None
-        self._closed = False
+        self.closed = False
         self._busy = False
         self._draining = False
-
-    async def run(self) -> None:
-        """Serve the connection until it ends."""
-        services = self._services
         services.wheel.add(self, services.clock.monotonic_s() + services.settings.connect_timeout_s)
-        try:
-            # A connection that breaks is the normal end of a phone's.
-            with suppress(ConnectionClosed):
-                async for message in self._connection:
-                    await self._take(message)
-        finally:
-            services.wheel.remove(self)
-            for subscription in self._subscriptions.values():
-                services.hub.leave(subscription)
-            self._subscriptions.clear()
-            self._count_close_by_protocol()
 
-    def write(self, data: bytes) -> None:
-        """Write whole WebSocket frames without waiting."""
-        connection = self._connection
-        if self._closed or connection.state is not State.OPEN or connection.transport.is_closing():
+    async def take(self, message: str | bytes) -> None:
+        """Carry out one frame of commands."""
+        if not isinstance(message, str):
+            self.close(BAD_REQUEST)
             return
+        self._busy = True
+        for effect in self._session.receive(message):
+            if not self.closed:
+                await self._carry_out(effect)
+        self._busy = False
+        if self._draining:
+            self.close(SHUTDOWN)
+
+    def left(self) -> None:
+        """The connection has ended."""
+        self._services.wheel.remove(self)
+        for subscription in self._subscriptions.values():
+            self._services.hub.leave(subscription)
+        self._subscriptions.clear()
+
+    def deliver(self, envelope: Envelope) -> None:
+        """A publication, without waiting."""
+        if self._has_room():
+            self._transport.send_envelope(envelope)
+
+    def _write(self, data: bytes) -> None:
+        if self._has_room():
+            self._transport.send(data)
+
+    def _has_room(self) -> bool:
+        if self.closed or not self._transport.is_open:
+            return False
         # The backlog may end up over the limit by this one write, so a long recovery always gets through.
-        if connection.transport.get_write_buffer_size() > self._services.settings.backlog_bytes:
+        if self._transport.backlog > self._services.settings.backlog_bytes:
             self.close(SLOW)
-            return
-        connection.transport.write(data)
-
-    deliver = write
+            return False
+        return True
 
     def lose(self) -> None:
         """There is a hole in a channel: the client is to connect again, and is told there."""
@@ -133,19 +134,17 @@ class Client:
 
     def close(self, disconnect: Disconnect) -> None:
         """Send a close frame, and cut the connection off if the client doesn't answer in time. Does not wait."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         DISCONNECTS.labels(str(disconnect.code)).inc()
-        if self._connection.state is State.OPEN:
-            self._connection.protocol.send_close(disconnect.code, disconnect.reason)
-            self._connection.send_data()
+        self._transport.close(disconnect)
         self._services.wheel.add(self, self._services.clock.monotonic_s() + self._services.settings.close_timeout_s)
 
     def due(self, now_s: float) -> float | None:
         """The wheel's turn: pings, and everything that ends a connection in time."""
-        if self._closed or self._connection.state is not State.OPEN:
-            self._connection.transport.abort()
+        if self.closed or not self._transport.is_open:
+            self._transport.abort()
             return None
         if self._verified is None:
             return self._end(STALE)
@@ -156,7 +155,7 @@ class Client:
         if self._pong_by_s is not None and now_s >= self._pong_by_s:
             return self._end(NO_PONG)
         if now_s >= self._next_ping_s:
-            self.write(PING_FRAME)
+            self.deliver(PING)
             self._next_ping_s = now_s + settings.ping_interval_s
             if self._pong_by_s is None:
                 self._pong_by_s = now_s + settings.pong_timeout_s
@@ -166,18 +165,6 @@ class Client:
         self.close(disconnect)
         return self._services.clock.monotonic_s() + self._services.settings.close_timeout_s
 
-    async def _take(self, message: str | bytes) -> None:
-        if not isinstance(message, str):
-            self.close(BAD_REQUEST)
-            return
-        self._busy = True
-        for effect in self._session.receive(message):
-            if not self._closed:
-                await self._carry_out(effect)
-        self._busy = False
-        if self._draining:
-            self.close(SHUTDOWN)
-
     async def _carry_out(self, effect: protocol.Effect) -> None:
         match effect:
             case protocol.Close(disconnect):
@@ -185,7 +172,7 @@ class Client:
             case protocol.Pong():
                 self._pong_by_s = None
             case protocol.Reply(data):
-                self.write(frame(data))
+                self._write(data)
             case protocol.Connect():
                 await self._connect(effect)
             case protocol.Send(data):
@@ -198,7 +185,7 @@ class Client:
                 await self._subscribe(effect)
             case protocol.Unsubscribe(number, channel):
                 self._leave(channel)
-                self.write(frame(protocol.unsubscribed(number)))
+                self._write(protocol.unsubscribed(number))
             case protocol.Refresh():
                 self._refresh(effect)
 
@@ -218,22 +205,20 @@ class Client:
                 self._leave(channel)
             self._refuse(connect.id, INTERNAL)
             return
-        if self._closed:
+        if self.closed:
             return
         settings, now_s = self._services.settings, self._services.clock.monotonic_s()
         self._session.accepted()
         self._verified = verified
         self._next_ping_s = now_s + settings.ping_interval_s
-        self.write(
-            frame(
-                protocol.connected(
-                    connect.id,
-                    client=self._id,
-                    version=VERSION,
-                    ttl_s=self._ttl_s(verified),
-                    ping_s=max(1, round(settings.ping_interval_s)),
-                    subs=subs,
-                )
+        self._write(
+            protocol.connected(
+                connect.id,
+                client=self._id,
+                version=VERSION,
+                ttl_s=self._ttl_s(verified),
+                ping_s=max(1, round(settings.ping_interval_s)),
+                subs=subs,
             )
         )
         self._services.wheel.add(self, min(self._next_ping_s, now_s + self._expires_in_s(verified)))
@@ -253,7 +238,7 @@ class Client:
         # The server-side subscription of the channel ends here: the SDK gives its publications to this one now.
         self._leave(channel)
         self._subscriptions[channel] = subscription
-        self.write(frame(protocol.subscribed(subscribe.id, subscribe.since is not None, found)))
+        self._write(protocol.subscribed(subscribe.id, subscribe.since is not None, found))
         subscription.go_live()
 
     async def _rpc(self, rpc: protocol.Rpc) -> None:
@@ -263,7 +248,7 @@ class Client:
             return
         try:
             result = await self._services.backend.rpc(self._identity, rpc.method, rpc.data)
-            reply = frame(protocol.rpc_result(rpc.id, result))
+            reply = protocol.rpc_result(rpc.id, result)
         except InputError as problem:
             # Centrifuge leaves codes from 400 to applications, so HTTP's own fit.
             again = isinstance(problem, TooManyRequests)
@@ -274,7 +259,7 @@ class Client:
             log.exception("an rpc failed")
             self._refuse(rpc.id, INTERNAL)
         else:
-            self.write(reply)
+            self._write(reply)
 
     async def _send(self, data: bytes) -> None:
         if not self._events.take():
@@ -300,7 +285,7 @@ class Client:
         # Role and channels stay as they were at connect: subscriptions don't change under a client.
         self._verified = Verified(self._identity, verified.expires_ms)
         self._services.wheel.add(self, self._services.clock.monotonic_s())
-        self.write(frame(protocol.refreshed(refresh.id, self._id, VERSION, self._ttl_s(verified))))
+        self._write(protocol.refreshed(refresh.id, self._id, VERSION, self._ttl_s(verified)))
 
     def _verify(self, number: int, token: str) -> Verified | None:
         try:
@@ -317,7 +302,7 @@ class Client:
             self._services.hub.leave(subscription)
 
     def _refuse(self, number: int, code: ErrorCode) -> None:
-        self.write(frame(protocol.error(number, code)))
+        self._write(protocol.error(number, code))
 
     @property
     def _identity(self) -> Identity:
@@ -333,9 +318,3 @@ class Client:
         """When the client should fetch a new token: a little before the old one ends."""
         left_s = (verified.expires_ms - self._services.clock.now_ms()) / 1000
         return max(1, int(left_s - min(10.0, left_s / 4)))
-
-    def _count_close_by_protocol(self) -> None:
-        """Count what `websockets` closed by itself: a frame that is too large, text that is not UTF-8."""
-        rules = self._connection.protocol
-        if not self._closed and rules.close_sent is not None and not rules.close_rcvd_then_sent:
-            DISCONNECTS.labels(str(rules.close_sent.code)).inc()

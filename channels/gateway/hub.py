@@ -18,6 +18,7 @@ from typing import Protocol
 from channels.gateway.bus import Bus
 from channels.gateway.publications import Position, Publication, Recovered
 from channels.gateway.streams import ChannelStreams
+from channels.gateway.transport import Envelope
 from nearcast.errors import Unavailable
 from nearcast.metrics import TASK_FAILURES
 
@@ -35,7 +36,7 @@ MAX_HELD = 256
 class Listener(Protocol):
     """One client's socket."""
 
-    def deliver(self, frame: bytes) -> None:
+    def deliver(self, envelope: Envelope) -> None:
         """Write a publication, as `Hub`'s `encode` made it. Must not wait and must not raise."""
         ...
 
@@ -51,7 +52,7 @@ class Subscription:
         self.channel = channel
         self._listener = listener
         self._position = Position("", 0)
-        self._held: list[tuple[int, bytes]] | None = []
+        self._held: list[tuple[int, Envelope]] | None = []
         self._lost = False
 
     def start_at(self, position: Position) -> None:
@@ -64,16 +65,16 @@ class Subscription:
         if self._lost:
             self._listener.lose()
             return
-        for offset, frame in held:
-            self.deliver(offset, frame)
+        for offset, envelope in held:
+            self.deliver(offset, envelope)
 
-    def deliver(self, offset: int, frame: bytes) -> None:
+    def deliver(self, offset: int, envelope: Envelope) -> None:
         if self._held is not None:
-            self._held.append((offset, frame))
+            self._held.append((offset, envelope))
             self._lost = self._lost or len(self._held) > MAX_HELD
         elif offset > self._position.offset and not self._lost:
             self._position = Position(self._position.epoch, offset)
-            self._listener.deliver(frame)
+            self._listener.deliver(envelope)
 
     def lose(self) -> None:
         if not self._lost:
@@ -87,7 +88,7 @@ class Feed:
     arrives before that makes it `behind`.
     """
 
-    def __init__(self, channel: str, encode: Callable[[str, Publication], bytes]) -> None:
+    def __init__(self, channel: str, encode: Callable[[str, Publication], Envelope]) -> None:
         self.channel = channel
         self.position: Position | None = None
         self.behind = False
@@ -119,18 +120,18 @@ class Feed:
         if self.position is None or publication.offset <= self.position.offset:
             return
         self.position = Position(self.position.epoch, publication.offset)
-        frame = self._encode(self.channel, publication)
+        envelope = self._encode(self.channel, publication)
         for subscription in list(self.subscriptions):
-            subscription.deliver(publication.offset, frame)
+            subscription.deliver(publication.offset, envelope)
 
 
 class Hub:
-    """This node's feeds. `encode` makes the bytes of one publication, once for all of a channel's listeners."""
+    """This node's feeds. `encode` makes the envelope of one publication, once for all of a channel's listeners."""
 
     def __init__(
         self,
         streams: ChannelStreams,
-        encode: Callable[[str, Publication], bytes],
+        encode: Callable[[str, Publication], Envelope],
         *,
         check_every_s: float = CHECK_EVERY_S,
     ) -> None:

@@ -12,16 +12,18 @@ from http import HTTPStatus
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import MultipleValuesError
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Origin, Subprotocol
 
 from channels.gateway.backend import Backend
-from channels.gateway.client import Client, Services, publication_frame
+from channels.gateway.client import Client, Services, envelope_of
 from channels.gateway.codes import SHUTDOWN
 from channels.gateway.hub import Hub, end, guarded
 from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
+from channels.gateway.transport import WebSocketTransport
 from channels.gateway.wheel import Wheel
 from nearcast.clock import Clock
 from nearcast.metrics import CONNECTIONS
@@ -44,7 +46,7 @@ class Gateway:
         self, settings: GatewaySettings, tokens: Tokens, streams: ChannelStreams, backend: Backend, clock: Clock
     ) -> None:
         self._settings = settings
-        self._hub = Hub(streams, publication_frame)
+        self._hub = Hub(streams, envelope_of)
         self._wheel = Wheel(clock, settings.tick_s)
         self._services = Services(settings, tokens, self._hub, backend, self._wheel, clock)
         self._clients: set[Client] = set()
@@ -103,13 +105,20 @@ class Gateway:
         return int(address[1])
 
     async def _serve(self, connection: ServerConnection) -> None:
-        client = Client(connection, self._services)
+        transport = WebSocketTransport(connection)
+        client = Client(transport, self._services)
         self._clients.add(client)
         self._empty.clear()
         CONNECTIONS.inc()
         try:
-            await client.run()
+            # A connection that breaks is the normal end of a phone's.
+            with suppress(ConnectionClosed):
+                async for message in connection:
+                    await client.take(message)
         finally:
+            client.left()
+            if not client.closed:
+                transport.count_close()
             CONNECTIONS.dec()
             self._clients.discard(client)
             if not self._clients:

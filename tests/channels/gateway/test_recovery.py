@@ -14,6 +14,7 @@ from channels.gateway.server import Gateway
 from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
+from channels.gateway.transport import Envelope
 from nearcast import keys
 from nearcast.clock import SystemClock
 from nearcast.errors import Unavailable
@@ -216,8 +217,8 @@ class Pad:
     def __init__(self) -> None:
         self.frames: list[bytes] = []
 
-    def deliver(self, frame: bytes) -> None:
-        self.frames.append(frame)
+    def deliver(self, envelope: Envelope) -> None:
+        self.frames.append(envelope.json)
 
     def lose(self) -> None:
         self.frames.append(b"lost")
@@ -225,7 +226,7 @@ class Pad:
 
 async def test_joining_and_leaving_in_a_rush_keeps_the_node_listed(redis: Redis, streams: ChannelStreams) -> None:
     """However joins and leaves of one channel interleave, the node is listed exactly while it has a listener."""
-    hub = Hub(ChannelStreams(redis, "node-1", SystemClock()), lambda _, publication: publication.data)
+    hub = Hub(ChannelStreams(redis, "node-1", SystemClock()), lambda _, publication: Envelope(publication.data))
     hub.start()
 
     async def visit(turns: int) -> None:
@@ -255,12 +256,12 @@ def test_a_listener_goes_live_after_what_it_has() -> None:
     pad = Pad()
     subscription = Subscription(CHANNEL, pad)
     for publication in (Publication(4, b"4"), Publication(5, b"5"), Publication(6, b"6")):
-        subscription.deliver(publication.offset, publication.data)
+        subscription.deliver(publication.offset, Envelope(publication.data))
     assert pad.frames == []
     subscription.start_at(Position("e", 5))
     subscription.go_live()
-    subscription.deliver(6, b"6")
-    subscription.deliver(7, b"7")
+    subscription.deliver(6, Envelope(b"6"))
+    subscription.deliver(7, Envelope(b"7"))
     assert pad.frames == [b"6", b"7"]
 
 
@@ -269,6 +270,6 @@ def test_a_flood_while_joining_ends_in_starting_over() -> None:
     pad = Pad()
     subscription = Subscription(CHANNEL, pad)
     for offset in range(1, 1000):
-        subscription.deliver(offset, b"x")
+        subscription.deliver(offset, Envelope(b"x"))
     subscription.go_live()
     assert pad.frames == [b"lost"]
