@@ -77,19 +77,17 @@ def _polygon(rings: Sequence[Ring], place: str) -> shapely.Polygon:
     if not rings:
         raise _invalid("a polygon needs at least its shell", f"{place}ring 0")
     for number, ring in enumerate(rings):
-        _check_ring(ring, f"{place}ring {number}")
-    shell, holes = shapely.Polygon(rings[0]), [shapely.Polygon(ring) for ring in rings[1:]]
-    for number, hole in enumerate(holes, start=1):
-        _check_hole(shell, hole, rings[number], f"{place}ring {number}")
-    _check_apart(holes, f"{place}ring", first=1)
+        _check_vertices(ring, f"{place}ring {number}")
     polygon = shapely.Polygon(rings[0], rings[1:])
-    if polygon.area <= 0:
-        raise _invalid("the holes leave no area", f"{place}ring 0")
-    _check_rest(polygon, f"{place}ring 0")
+    if polygon.area <= 0 or not polygon.is_valid:
+        _check_rings(rings, place)
+        if polygon.area <= 0:
+            raise _invalid("the holes leave no area", f"{place}ring 0")
+        _check_rest(polygon, f"{place}ring 0")
     return polygon
 
 
-def _check_ring(ring: Ring, place: str) -> None:
+def _check_vertices(ring: Ring, place: str) -> None:
     for number, position in enumerate(ring):
         _check_position(position, f"{place}, vertex {number}")
     if len(ring) < 4:
@@ -104,6 +102,19 @@ def _check_ring(ring: Ring, place: str) -> None:
     for number, (start, end) in enumerate(itertools.pairwise(ring)):
         if abs(end[0] - start[0]) > 180:
             raise _invalid(f"the edge from {_text(start)} to {_text(end)} {_SPLIT}", f"{place}, vertex {number}")
+
+
+def _check_rings(rings: Sequence[Ring], place: str) -> None:
+    """Names the first fault of rings that make no valid polygon."""
+    for number, ring in enumerate(rings):
+        _check_ring(ring, f"{place}ring {number}")
+    shell, holes = shapely.Polygon(rings[0]), [shapely.Polygon(ring) for ring in rings[1:]]
+    for number, hole in enumerate(holes, start=1):
+        _check_hole(shell, hole, rings[number], f"{place}ring {number}")
+    _check_apart(holes, f"{place}ring", first=1)
+
+
+def _check_ring(ring: Ring, place: str) -> None:
     if shapely.MultiPoint(ring).convex_hull.geom_type != "Polygon":
         raise _invalid("the ring has no area: its vertices lie on one line", place)
     if not shapely.LinearRing(ring).is_simple:
@@ -119,9 +130,10 @@ def _self_intersection(ring: Ring, place: str) -> InputError:
         for second in sorted(int(other) for other in tree.query(line, predicate="intersects")):
             neighbours = second - first == 1 or (first == 0 and second == len(lines) - 1)
             shared = line.intersection(lines[second])
-            if second <= first or (neighbours and shared.geom_type == "Point"):
+            if second <= first or (neighbours and shared.length == 0):
                 continue
-            at = shapely.get_coordinates(shared)[0]
+            # Edges of a few units in the last place may meet, and yet have no point in common once it is rounded.
+            at = shapely.get_coordinates(line if shared.is_empty else shared)[0]
             return _invalid(
                 f"the ring meets itself: the edges that start at vertices {edges[first][0][0]} and "
                 f"{edges[second][0][0]} meet at {_text((float(at[0]), float(at[1])))}",
@@ -160,7 +172,8 @@ def _check_rest(geometry: shapely.Polygon | shapely.MultiPolygon, place: str) ->
 
 def _check_position(position: Position, place: str) -> None:
     lng, lat = position
-    if not (math.isfinite(lng) and math.isfinite(lat) and -180 <= lng <= 180 and -90 <= lat <= 90):
+    # NaN is in no range.
+    if not (-180 <= lng <= 180 and -90 <= lat <= 90):
         raise _invalid(
             f"{_text(position)} is not a longitude within -180..180 and a latitude within -90..90 degrees", place
         )

@@ -312,7 +312,7 @@ def _leads_to_cycle(fences: Sequence[Fence], by_id: Mapping[FenceId, Fence]) -> 
 
 def _with(old: _Tables, shapes: Sequence[Shape | Ring], ringed: Sequence[bool]) -> _Tables:
     """The tables with more slots."""
-    rows = Rows.of([cover.columns(shape) for shape in shapes], len(old.shapes))
+    rows = Rows.of(cover.columns_of(shapes), len(old.shapes))
     return old._replace(
         shapes=(*old.shapes, *shapes),
         ringed=np.concatenate((old.ringed, np.array(ringed, dtype=np.bool_))),

@@ -67,9 +67,7 @@ class Disc:
         return discs_contain(self.lat, self.lng, self.limit, lats, lngs)
 
     def test_caps(self, lats: Floats, lngs: Floats, radius_rad: float) -> CapTest:
-        apart = distances_m(self.lat, self.lng, lats, lngs)
-        slack = (radius_rad + _PAD_RAD) * EARTH_RADIUS_M
-        return CapTest(apart + slack <= self.radius_m, apart - slack <= self.radius_m)
+        return discs_test_caps(self.lat, self.lng, self.radius_m, lats, lngs, radius_rad)
 
     def distance_m(self, lat: float, lng: float) -> float:
         """Metres from the point to the disc; 0 inside."""
@@ -113,17 +111,8 @@ class Area:
         return areas_contain(self.geometry, self.holds_north_pole, self.holds_south_pole, lats, lngs)
 
     def test_caps(self, lats: Floats, lngs: Floats, radius_rad: float) -> CapTest:
-        first, second = boxes_around(lats, lngs, radius_rad + _PAD_RAD)
-        boxes = _polygons(first)
-        touching: Bools = shapely.intersects(self.geometry, boxes)
-        inside: Bools = np.zeros(len(lats), dtype=np.bool_)
-        inside[touching] = shapely.covers(self.geometry, boxes[touching])
-        split = np.flatnonzero(first.west != second.west)
-        if split.size:
-            beyond = _polygons(Boxes(*(side[split] for side in second)))
-            touching[split] |= shapely.intersects(self.geometry, beyond)
-            inside[split] &= shapely.covers(self.geometry, beyond)
-        return CapTest(inside, touching)
+        geometries = np.full(len(lats), self.geometry, dtype=np.object_)
+        return areas_test_caps(geometries, lats, lngs, radius_rad)
 
     def surely_holds(self, lat: float, lng: float, radius_m: float) -> bool:
         """Whether all of a cap is inside. Errs towards "no": it asks for the box around the cap. For single caps."""
@@ -189,6 +178,30 @@ def areas_contain(
     return contained
 
 
+def discs_test_caps(
+    lat: Floats | float, lng: Floats | float, radius_m: Floats | float, lats: Floats, lngs: Floats, radius_rad: float
+) -> CapTest:
+    """What disc i (or the one disc) says to a cap around point i."""
+    apart = distances_m(lat, lng, lats, lngs)
+    slack = (radius_rad + _PAD_RAD) * EARTH_RADIUS_M
+    return CapTest(apart + slack <= radius_m, apart - slack <= radius_m)
+
+
+def areas_test_caps(geometries: Geometries, lats: Floats, lngs: Floats, radius_rad: float) -> CapTest:
+    """What area i says to a cap around point i."""
+    first, second = boxes_around(lats, lngs, radius_rad + _PAD_RAD)
+    boxes = _polygons(first)
+    touching: Bools = shapely.intersects(geometries, boxes)
+    inside: Bools = np.zeros(len(lats), dtype=np.bool_)
+    inside[touching] = shapely.covers(geometries[touching], boxes[touching])
+    split = np.flatnonzero(first.west != second.west)
+    if split.size:
+        beyond = _polygons(Boxes(*(side[split] for side in second)))
+        touching[split] |= shapely.intersects(geometries[split], beyond)
+        inside[split] &= shapely.covers(geometries[split], beyond)
+    return CapTest(inside, touching)
+
+
 def _polygons(boxes: Boxes) -> Geometries:
     polygons: Geometries = shapely.box(boxes.west, boxes.south, boxes.east, boxes.north)
     return polygons
@@ -199,14 +212,12 @@ def _to_equal_area(points: Floats) -> Floats:
 
 
 def _edges_of(geometry: shapely.Geometry) -> Floats:
-    rows = []
-    for polygon in shapely.get_parts(geometry):
-        for ring in shapely.get_rings(polygon):
-            points = shapely.get_coordinates(ring)
-            rows.append(np.hstack((points[:-1], np.diff(points, axis=0))))
-    edges = np.vstack(rows)
-    # A vertex given twice makes an edge without length, which has no direction to project on.
-    found: Floats = edges[(edges[:, 2] != 0) | (edges[:, 3] != 0)]
+    rings = shapely.get_rings(shapely.get_parts(geometry))
+    points, ring_of = shapely.get_coordinates(rings, return_index=True)
+    edges = np.hstack((points[:-1], np.diff(points, axis=0)))
+    # Between two rings there is none; and a vertex given twice makes one without length, which has no direction to
+    # project on.
+    found: Floats = edges[(ring_of[1:] == ring_of[:-1]) & edges[:, 2:].any(axis=1)]
     return found
 
 

@@ -6,8 +6,21 @@ from h3.api import basic_int as h3  # type: ignore[import-untyped]  # it ships n
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geofence.cover import FINEST, MAX_CELLS, ancestors, cover, finest_keys, keys_of, patch_radius_rad
+from geofence import cover as module
+from geofence.cover import (
+    FINEST,
+    MAX_CELLS,
+    ancestors,
+    columns,
+    columns_of,
+    cover,
+    finest_keys,
+    keys_of,
+    patch_radius_rad,
+)
 from geofence.geometry import compile_geometry
+from geofence.rings import Ring, ring_around
+from geofence.shapes import Shape
 from geofence.sphere import EARTH_RADIUS_M, distances_m
 from nearcast.world import Circle, Geometry, Polygon
 from tests.geofence.places import PENTAGONS, circles, expected, points_around, polygons, spots, square
@@ -27,6 +40,37 @@ def test_never_misses_and_never_lies(geometry: Geometry, seed: int) -> None:
         if truth is not None:
             assert held or not truth, "missed"
             assert truth or not (held and held[0].sure), "lied"
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape | Ring:
+    spot = draw(spots())
+    shape = compile_geometry(draw(circles(spot) | polygons(spot)))
+    return ring_around(shape, 80.0) if draw(st.booleans()) else shape
+
+
+@given(st.lists(shapes(), max_size=7))
+@settings(max_examples=25)
+def test_together_as_alone(several: list[Shape | Ring]) -> None:
+    """Shapes that are covered together get the covers that each would get alone, however they are cut into groups."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_AT_ONCE", 3)
+        together = columns_of(several)
+    assert len(together) == len(several)
+    for shape, found in zip(several, together, strict=True):
+        alone = columns(shape)
+        assert len(alone.tagged)
+        assert np.array_equal(found.tagged, alone.tagged)
+        assert np.array_equal(found.sure, alone.sure)
+
+
+@pytest.mark.parametrize("radius_m", [0.9, 40.0, 1_500.0, 100_000.0])
+def test_pentagons_have_no_seventh_child(radius_m: float) -> None:
+    """All cells of a cover exist, also below pentagons."""
+    for lat, lng in PENTAGONS:
+        for cell in cover(compile_geometry(Circle((lng, lat), radius_m))):
+            shift = 3 * (15 - cell.resolution)
+            assert h3.is_valid_cell(1 << 59 | cell.resolution << 52 | cell.key << shift | ((1 << shift) - 1))
 
 
 def test_a_product_circle_gets_few_cells() -> None:
@@ -70,3 +114,12 @@ def test_patches_fit_their_caps(resolution: int) -> None:
     farthest = distances_m(lats, lngs, centres[:, 0], centres[:, 1]).max()
     assert farthest < patch_radius_rad(resolution) * EARTH_RADIUS_M
     assert (keys_of(cells, resolution) == ancestors(finest_keys(lats, lngs), resolution)).all()
+
+
+@given(spots())
+@settings(max_examples=200)
+def test_a_position_is_in_the_cell_that_h3_names(spot: tuple[float, float]) -> None:
+    """By its public interface, which the conversion of batches goes round."""
+    lat, lng = spot
+    named = keys_of([h3.latlng_to_cell(lat, lng, FINEST)], FINEST)
+    assert finest_keys(np.array([lat]), np.array([lng])).tolist() == named.tolist()

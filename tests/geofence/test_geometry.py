@@ -35,6 +35,21 @@ def box(west: float, south: float, east: float, north: float) -> list[tuple[floa
             Polygon([[(0.0, 0.0), (4.0, 0.0), (4.0, 4.0), (4.0, 1.0), (0.0, 4.0), (0.0, 0.0)]]),
             r"edges that start at vertices 1 and 2 meet",
         ),
+        (
+            Polygon(
+                [
+                    [
+                        (16.370000000000005, 48.2),
+                        (16.369999999999997, 48.199999999999996),
+                        (16.36999999999999, 48.199999999999996),
+                        (16.370000000000008, 48.2),
+                        (16.370000000000008, 48.199999999999996),
+                        (16.370000000000005, 48.2),
+                    ]
+                ]
+            ),
+            r"edges that start at vertices 0 and 2 meet at \(16.37, 48.2\) \(ring 0, vertex 0\)",
+        ),
         (Polygon([BOX, box(5, 5, 6, 6)]), r"hole's vertex at \(5, 5\) is outside the shell \(ring 1, vertex 0\)"),
         (
             Polygon(
@@ -59,6 +74,7 @@ def box(west: float, south: float, east: float, north: float) -> list[tuple[floa
         ),
         (Polygon([[(0.0, 0.0), (200.0, 0.0), (1.0, 1.0), (0.0, 0.0)]]), r"\(200, 0\) is not a.*\(ring 0, vertex 1\)"),
         (Polygon([[(0.0, 0.0), (1.0, float("nan")), (1.0, 1.0), (0.0, 0.0)]]), r"\(1, nan\).*\(ring 0, vertex 1\)"),
+        (Polygon([[(0.0, 0.0), (float("nan"), 1.0), (1.0, 1.0), (0.0, 0.0)]]), r"\(nan, 1\).*\(ring 0, vertex 1\)"),
         (Circle((0.0, 91.0), 5.0), r"\(0, 91\).*\(center\)"),
         (Circle((0.0, 0.0), 0.0), r"`radius_m` must be within"),
         (Circle((0.0, 0.0), float("nan")), r"`radius_m` must be within"),
