@@ -3,13 +3,16 @@
 A fix may name them in `zones`. Each stands for the fences that list it (or, reported by the app, for the fence of that
 id), with the precision of its kind: the radius within which the device is when it says so. Where coordinates and a
 sign disagree, the more precise of the two is believed: see `tracker`. A sign that nobody has listed says nothing.
+
+A scan (the actions `qr_scan` and `wifi_lookup`) that names one of them in `fence` is such a fix, without coordinates.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from nearcast.events import Action, Location
 from nearcast.ids import FenceId
 from nearcast.world import Circle, Corridor, Fence, MultiPolygon, Polygon
 
@@ -23,6 +26,9 @@ APP_M = 100.0
 CONFIDENCE: Mapping[float, float] = MappingProxyType({CODE_M: 0.99, BEACON_M: 0.95, ACCESS_POINT_M: 0.85})
 #: Of the app's own geofencing: what it claims, 68 %.
 APP_CONFIDENCE = 0.68
+
+
+_SCANS: Mapping[str, Literal["qr", "wifi"]] = MappingProxyType({"qr_scan": "qr", "wifi_lookup": "wifi"})
 
 
 class Sign(NamedTuple):
@@ -59,6 +65,20 @@ class Evidence:
                 if known is None or sign.precision_m < known.precision_m:
                     best[sign.fence_id] = sign
         return best
+
+    def in_scan(self, action: Action) -> Location | None:
+        """What a scan proves, as a fix without coordinates; None if it names nothing that a fence lists."""
+        source, token = _SCANS.get(action.action), action.fence
+        if source is None or token is None or token not in self._signs:
+            return None
+        return Location(
+            id=action.id,
+            uid=action.uid,
+            anonymous_id=action.anonymous_id,
+            ts=action.ts,
+            source=source,
+            zones=[token],
+        )
 
     def unknown(self, tokens: Sequence[str]) -> int:
         """How many of them stand for nothing."""

@@ -34,7 +34,7 @@ from geofence.shapes import Disc, Shape
 from geofence.sphere import EARTH_RADIUS_M, Bools, Boxes, Floats, box_around
 from nearcast.errors import InputError
 from nearcast.ids import FenceId, StoreId
-from nearcast.world import Fence
+from nearcast.world import Fence, SpecialDay
 
 #: The tables are made anew when more slots than this, and more than this share of all, are new or gone.
 _LOOSE_SLOTS, _LOOSE_SHARE = 1_024, 0.1
@@ -102,6 +102,7 @@ class FenceIndex:
         slots: "_Slots",
         tables: _Tables,
         zones: Mapping[StoreId, ZoneInfo | None],
+        special_days: Mapping[StoreId, Sequence[SpecialDay]],
     ) -> None:
         """Use `build`."""
         self._places = places
@@ -113,7 +114,7 @@ class FenceIndex:
         self._tables = tables
         self._ancestors = _Ancestors(self.by_id)
         #: What holds in each fence: to be looked up, not to be listed.
-        self.rules: Mapping[FenceId, Rules] = _RulesOf(self._ancestors)
+        self.rules: Mapping[FenceId, Rules] = _RulesOf(self._ancestors, special_days)
         own = slots.by_ordinal
         near = np.flatnonzero(tables.ringed[own])
         #: The ordinals of the fences with an `approach_m`: see `match`.
@@ -129,8 +130,10 @@ class FenceIndex:
         fences: Iterable[Fence],
         previous: "FenceIndex | None" = None,
         zones: Mapping[StoreId, ZoneInfo | None] = MappingProxyType({}),
+        special_days: Mapping[StoreId, Sequence[SpecialDay]] = MappingProxyType({}),
     ) -> "FenceIndex":
-        """The index of `fences`, whose order gives the ordinals. `zones`: the time zones of stores, for fences' hours.
+        """The index of `fences`, whose order gives the ordinals. `zones` and `special_days` are their stores', for
+        fences' hours.
 
         `previous` saves the work on fences that are the same there, most of all on those that are the same objects;
         the result is the same without it. Raises `InputError`: "duplicate_fence", "invalid_geometry",
@@ -144,7 +147,7 @@ class FenceIndex:
         if previous is None or tables.grid.crowded or loose > max(_LOOSE_SLOTS, _LOOSE_SHARE * len(tables.shapes)):
             by_id = Layered(dict(by_id))
             slots, tables = _tidied(slots, tables)
-        return cls(places, by_id, slots, tables, zones)
+        return cls(places, by_id, slots, tables, zones, special_days)
 
     def _after(self, places: "_Places") -> "tuple[Layered[FenceId, Fence], _Slots, _Tables]":
         """What there is after a change to other fences; only those that are new are looked at."""
@@ -262,12 +265,14 @@ class _Ancestors(dict[FenceId, tuple[Fence, ...]]):
 class _RulesOf(dict[FenceId, Rules]):
     """The rules of each fence, worked out when first asked for."""
 
-    def __init__(self, ancestors: _Ancestors) -> None:
+    def __init__(self, ancestors: _Ancestors, special_days: Mapping[StoreId, Sequence[SpecialDay]]) -> None:
         super().__init__()
         self._around = ancestors
+        self._special_days = special_days
 
     def __missing__(self, fence_id: FenceId) -> Rules:
-        self[fence_id] = rules_of(self._around.by_id[fence_id], self._around[fence_id])
+        fence = self._around.by_id[fence_id]
+        self[fence_id] = rules_of(fence, self._around[fence_id], self._special_days.get(fence.store_id, ()))
         return self[fence_id]
 
 
@@ -355,4 +360,4 @@ def _tidied(slots: _Slots, tables: _Tables) -> tuple[_Slots, _Tables]:
 _NO_CELLS = CellTable(Rows.of([], 0))
 _NO_TABLES = _Tables((), np.empty(0, dtype=np.bool_), ExactTest(()), Grid(()), _NO_CELLS, _NO_CELLS, 0)
 _NO_SLOTS = _Slots(Layered({}), np.empty(0, dtype=np.int64))
-_EMPTY = FenceIndex(_Places(()), Layered({}), _NO_SLOTS, _NO_TABLES, MappingProxyType({}))
+_EMPTY = FenceIndex(_Places(()), Layered({}), _NO_SLOTS, _NO_TABLES, MappingProxyType({}), MappingProxyType({}))

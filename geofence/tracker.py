@@ -31,6 +31,8 @@ that is not newer than the last one is stale: it changes nothing. `docs/decision
 * What needs no fix to happen is done by a timer (`next_due_ms`, `on_timer`): the end of a silent stay, and a **dwell**
   of someone who is inside and whose phone lies still, only as probable as `UNSEEN_DWELL_CONFIDENCE`.
 * A fence that is deleted, or whose time is over (`valid_until_ms`, `hours`), is left with confidence 0: nobody moved.
+  So is one that was redrawn (**changed**) under a customer: the position that last confirmed the stay lies outside of
+  it now, by more than the exit margin and `SURE` deviations. The next fix or timer tells, unless that fix is inside.
 """
 
 import math
@@ -44,7 +46,6 @@ from msgspec import structs
 
 from geofence.evidence import Sign, middle_of
 from geofence.index import FenceIndex
-from geofence.rules import FOREVER_MS
 from geofence.sampling import SIGMA_PER_ACCURACY
 from geofence.sphere import distance_m
 from nearcast.customer import Nearby, Pending, Presence, Stay
@@ -135,7 +136,9 @@ def track(
     leaving = _kept(known.leaving if known else {}, fix.ts, stays)
 
     held = {fence_id for fence_id in view.containing if fence_id in stays} | (view.proven.keys() & stays.keys())
+    changed = _redrawn(stays.keys() - held, presence, index, transitions)
     left = {fence_id: found for fence_id in stays.keys() - held if (found := _left(fence_id, view, leaving))}
+    left |= dict.fromkeys(changed, 0.0)
     for fence_id in held & leaving.keys():
         _note(leaving, fence_id, view, outwards=True)
     won = dict(view.proven_anew(stays))
@@ -151,7 +154,10 @@ def track(
         won[fence_id] = max([won.get(fence_id, 0.0), *within])
     seen = held | (_around(held | won.keys(), index) & stays.keys())
 
-    transitions += [Transition("exit", index.by_id[fence_id], fix.ts, sure) for fence_id, sure in left.items()]
+    transitions += [
+        Transition("exit", index.by_id[fence_id], fix.ts, sure, "changed" if fence_id in changed else "")
+        for fence_id, sure in left.items()
+    ]
     for fence_id in left:
         del stays[fence_id]
     transitions += _crossed(view, known, stays.keys() | won.keys() | entering.keys() | left.keys())
@@ -183,6 +189,7 @@ def track(
             _newest(entering),
             _newest(leaving),
             view.trail,
+            view.accuracy_m if view.located and not view.proven else -1.0,
         )
     return _in_order(transitions, index)
 
@@ -225,6 +232,9 @@ def on_timer(presence: Presence, now_ms: int, index: FenceIndex) -> list[Transit
     In the order of `track`. Does not look at `presence.last_ms`: a timer is no evidence of where anyone is.
     """
     transitions = _end_stays(presence, now_ms, index)
+    for fence_id in sorted(_redrawn(presence.inside.keys(), presence, index, transitions)):
+        del presence.inside[fence_id]
+        transitions.append(Transition("exit", index.by_id[fence_id], now_ms, 0.0, "changed"))
     for fence_id, stay in presence.inside.items():
         if not stay.dwelled and now_ms - stay.entered_ms >= index.rules[fence_id].dwell_ms:
             stay.dwelled = True
@@ -261,8 +271,7 @@ def _confirms(
             stay is None
             or now_ms - stay.last_inside_ms > SILENCE_MS
             or not (stay.dwelled or now_ms - stay.entered_ms < rules.dwell_ms)
-            or rules.hours is not None
-            or rules.valid_until_ms != FOREVER_MS
+            or rules.timed
             or accuracy_m > index.reach_m(fence.fence_id)
         ):
             return False
@@ -274,7 +283,7 @@ def _confirms(
     for stay in stays.values():
         stay.last_inside_ms = now_ms
     nearby.trail = _trail(nearby, now_ms)
-    nearby.lat, nearby.lng, nearby.at_ms = fix.lat, fix.lng, now_ms
+    nearby.lat, nearby.lng, nearby.at_ms, nearby.accuracy_m = fix.lat, fix.lng, now_ms, accuracy_m
     return True
 
 
@@ -292,6 +301,10 @@ def _accuracy_m(fix: Location) -> float:
     return max(fix.accuracy_m, GPS_FLOOR_M) if fix.source == "gps" else fix.accuracy_m
 
 
+def _sigma_m(accuracy_m: float) -> float:
+    return max(accuracy_m * SIGMA_PER_ACCURACY, _SIGMA_FLOOR_M)
+
+
 class _View:
     """What one fix says of each fence; distances are worked out when asked for, and only once."""
 
@@ -299,7 +312,7 @@ class _View:
         self.fix = fix
         self.index = index
         self.accuracy_m = _accuracy_m(fix)
-        self.sigma_m = max(self.accuracy_m * SIGMA_PER_ACCURACY, _SIGMA_FLOOR_M)
+        self.sigma_m = _sigma_m(self.accuracy_m)
         #: False: there are no coordinates, or none that can be believed.
         self.located = fix.lat == fix.lat
         #: How long after the last fix that was kept; None: there is none.
@@ -587,6 +600,29 @@ def _end_stays(presence: Presence, now_ms: int, index: FenceIndex) -> list[Trans
         del presence.inside[fence_id]
         transitions.append(ended)
     return transitions
+
+
+def _redrawn(
+    unconfirmed: Set[FenceId], presence: Presence, index: FenceIndex, ended: Iterable[Transition]
+) -> set[FenceId]:
+    """Which of these stays are over because their fences lie elsewhere than when a position last confirmed them.
+
+    Whoever is in a fence is in those around it, wherever they are drawn: a stay that goes on, or that has `ended`
+    otherwise just now, speaks for them.
+    """
+    known = presence.nearby
+    if known is None or not known.located or known.accuracy_m < 0:
+        return set()
+    error_m = SURE * _sigma_m(known.accuracy_m)
+
+    def away(fence_id: FenceId) -> bool:
+        outside_m = -index.depth_m(fence_id, known.lat, known.lng)
+        return outside_m > max(error_m, index.rules[fence_id].exit_margin_m)
+
+    confirmed = {fence_id for fence_id, stay in presence.inside.items() if stay.last_inside_ms == known.at_ms}
+    found = {fence_id for fence_id in confirmed & unconfirmed if away(fence_id)}
+    others = {item.fence.fence_id for item in ended if item.fence.fence_id in index.by_id}
+    return found - _around((confirmed - found) | others, index)
 
 
 def _closing_ms(fence_id: FenceId, stay: Stay, until_ms: int, index: FenceIndex) -> int | None:

@@ -194,6 +194,8 @@ class Nearby(msgspec.Struct, array_like=True, gc=False):
     leaving: dict[FenceId, Pending] = {}
     #: Where they were in the last three quarters of a minute: time, latitude and longitude, at most seven.
     trail: list[tuple[int, float, float]] = []
+    #: How good the newest fix was, in metres; below 0 if it isn't known, or if a sign told more than its position.
+    accuracy_m: float = -1.0
 
 
 class Trip(msgspec.Struct, array_like=True, gc=False):

@@ -100,6 +100,13 @@ class SpecialDay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     windows: list[Window] = []
 
 
+def _check_special_days(special_days: list[SpecialDay]) -> None:
+    dates = [special.date for special in special_days]
+    for day in dates:
+        if dates.count(day) > 1:
+            raise ValueError(f"`special_days` has {day} twice")
+
+
 class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A shop. No `hours` means always open, but for `special_days`."""
 
@@ -116,10 +123,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             ZoneInfo(self.time_zone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError(f"`time_zone` {self.time_zone!r} is not an IANA time zone") from None
-        dates = [special.date for special in self.special_days]
-        for day in dates:
-            if dates.count(day) > 1:
-                raise ValueError(f"`special_days` has {day} twice")
+        _check_special_days(self.special_days)
 
     @property
     def store_id(self) -> StoreId:
@@ -154,6 +158,9 @@ class FenceProperties(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     crossings: bool = False
     #: When it is in use, by the store's clock: outside of its hours nothing happens in it. None at the top: always.
     hours: list[OpenHours] | None = None
+    #: Dates with hours of their own, in place of the week's. None at the top: those of the store, as far as there are
+    #: `hours` that they can take from.
+    special_days: list[SpecialDay] | None = None
     #: In force from then (included) until then (excluded), in ms since the Unix epoch.
     valid_from_ms: Milliseconds | None = None
     valid_until_ms: Milliseconds | None = None
@@ -165,6 +172,7 @@ class FenceProperties(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def __post_init__(self) -> None:
         if (self.kind == "product") != (self.sku is not None):
             raise ValueError('`sku` belongs to fences of kind "product", and every one of them needs it')
+        _check_special_days(self.special_days or [])
         for name, at_ms in (("valid_from_ms", self.valid_from_ms), ("valid_until_ms", self.valid_until_ms)):
             if at_ms is not None and at_ms < YEAR_2000_MS:
                 raise ValueError(f"`{name}` is in milliseconds since 1970; {at_ms} would be before the year 2000")

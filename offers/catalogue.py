@@ -5,7 +5,7 @@ version (and gives the same decision ids) in every process and whatever order it
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from types import MappingProxyType
@@ -13,8 +13,9 @@ from typing import Self
 
 import msgspec
 
+from nearcast.hours import Timetable
 from nearcast.ids import FenceId, PromotionId, Sku, StoreId
-from nearcast.world import OpenHours, Product, Promotion, Store, Trigger
+from nearcast.world import Product, Promotion, Store, Trigger
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Catalogue:
     skus_of_segment: Mapping[str, tuple[Sku, ...]]
     #: Store and segment → the SKUs of the segment that have a display position in the store, sorted.
     on_display: Mapping[tuple[str, str], tuple[Sku, ...]]
-    #: Hours of fences that are not always in use, their own or of a fence around them; by the clock of their store.
-    fence_hours: Mapping[FenceId, Sequence[OpenHours]]
+    #: When those fences are in use that have hours or special days, their own or of a fence around them; by the clock
+    #: of their store.
+    fence_hours: Mapping[FenceId, Timetable]
     #: The rules version: 64 bits of a content hash, as 16 hexadecimal digits.
     version: str
 
@@ -43,7 +45,7 @@ class Catalogue:
         stores: Iterable[Store],
         products: Iterable[Product],
         promotions: Iterable[Promotion],
-        fence_hours: Mapping[FenceId, Sequence[OpenHours]] = MappingProxyType({}),
+        fence_hours: Mapping[FenceId, Timetable] = MappingProxyType({}),
     ) -> Self:
         stores_by_id = {store.id: store for store in stores}
         products_by_sku = {product.sku: product for product in products}
@@ -76,7 +78,7 @@ def _content_hash(
     stores: Mapping[str, Store],
     products: Mapping[str, Product],
     promotions: Mapping[str, Promotion],
-    fence_hours: Mapping[FenceId, Sequence[OpenHours]],
+    fence_hours: Mapping[FenceId, Timetable],
 ) -> str:
     encoder = msgspec.json.Encoder(order="sorted")
     content: list[object] = [[kind[key] for key in sorted(kind)] for kind in (stores, products, promotions)]

@@ -94,9 +94,10 @@ def store_closed(store: StoreId | None, fence: FenceId | None, catalogue: Catalo
 
 
 def fence_closed(store: Store, fence: FenceId | None, catalogue: Catalogue, now_ms: int) -> bool:
-    """True if the fence has hours, and it is not within them now."""
-    hours = catalogue.fence_hours.get(fence) if fence is not None else None
-    return hours is not None and not is_open(hours, zone_named(store.time_zone), now_ms)
+    """True if the fence has hours or special days, and it is not within them now."""
+    times = catalogue.fence_hours.get(fence) if fence is not None else None
+    zone = zone_named(store.time_zone)
+    return times is not None and not is_open(times.hours, zone, now_ms, times.special_days, times.narrowed_by)
 
 
 def was_helped(customer: Customer, kind: Kind, trigger: Trigger, at_ms: int, policy: Policy) -> bool:

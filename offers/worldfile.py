@@ -35,7 +35,7 @@ def remarks(world: WorldFile) -> list[str]:
     return [
         f"fence {fence.id!r} is never in use: its hours and those of its store have no minute in common"
         for fence in world.fences
-        if fence.hours is not None and (store := stores.get(fence.store)) is not None
+        if fence.hours is not None and not fence.special_days and (store := stores.get(fence.store)) is not None
         if _minutes(tuple(fence.hours)).isdisjoint(_minutes(tuple(store.hours or ())))
     ]
 

@@ -249,7 +249,7 @@ class Batch:
             partition = item.record.partition
             if event.__class__ is Location:
                 continue
-            if _needs_hot(event) and (partition, customer) not in hots:
+            if self._needs_hot(event) and (partition, customer) not in hots:
                 hots.add((partition, customer))
                 hot = cached[partition].presences.get(customer)
                 if hot is None:
@@ -340,6 +340,9 @@ class Batch:
             status, moments = self._pickup_timer(item, event)
         else:
             status, moments = self._fold(item)
+            scan = self._scan(event)
+            if scan is not None and status == "applied":
+                moments = [*moments, *self._scanned(item, scan)]
         result = (item.record.topic, status)
         self._results[result] = self._results.get(result, 0) + 1
         return moments
@@ -396,10 +399,18 @@ class Batch:
             )
         )
 
+    def _needs_hot(self, event: AnyEvent) -> bool:
+        return (
+            isinstance(event, Location | Consent | Erase)
+            or _is_hot_timer(event)
+            or (isinstance(event, Action) and event.action in PICKUP_ACTIONS)
+            or self._scan(event) is not None
+        )
+
     def _unreadable(self, item: Item) -> UnreadableState | None:
         """Why the records that an event needs can't be decoded, or None if they can."""
         hot, cold = self.unreadable_hot.get(item.customer), self.unreadable_cold.get(item.customer)
-        return (hot if _needs_hot(item.event) else None) or (cold if _needs_cold(item.event) else None)
+        return (hot if self._needs_hot(item.event) else None) or (cold if _needs_cold(item.event) else None)
 
     def _make_readable(self, item: Item) -> None:
         """Before an erasure: blank records in place of those that can't be decoded."""
@@ -425,14 +436,26 @@ class Batch:
             return "late", ()
         if event.zones:
             self._unknown_zones += self.world.fences.evidence.unknown(event.zones)
-        spoof.notice(presence, event, item.cell)
+        return "applied", self._track(item, presence, event)
+
+    def _scan(self, event: AnyEvent) -> Location | None:
+        """What an action proves of where the customer is, if it does."""
+        return self.world.fences.evidence.in_scan(event) if isinstance(event, Action) else None
+
+    def _scanned(self, item: Item, scan: Location) -> Sequence[Moment]:
+        presence = self.presences[item.customer]
+        return self._track(item, presence, scan) if presence.allowed and scan.ts > presence.last_ms else ()
+
+    def _track(self, item: Item, presence: Presence, fix: Location) -> Sequence[Moment]:
+        """The moments of a fix that may be used, and is not stale."""
+        spoof.notice(presence, fix, item.cell)
         before = dict(presence.inside)
-        transitions = track(presence, event, item.inside, self.world.fences, item.near)
+        transitions = track(presence, fix, item.inside, self.world.fences, item.near)
         self.commits[item.record.partition].presences[item.customer] = presence
         # Whose position is kept needs a timer that forgets it.
         moved = transitions or (presence.nearby and not presence.timer_ms)
         moments = self._moved(item, presence, before, transitions) if moved else ()
-        return "applied", self._follow(item, presence, moments, transitions, event) if presence.trips else moments
+        return self._follow(item, presence, moments, transitions, fix) if presence.trips else moments
 
     def _presence_timer(self, item: Item, event: Timer) -> tuple[str, Sequence[Moment]]:
         presence = self.presences[item.customer]
@@ -565,14 +588,6 @@ class Batch:
 
 def _forbids_location(event: AnyEvent) -> bool:
     return isinstance(event, Consent) and not event.granted and event.scope in ("all", "location")
-
-
-def _needs_hot(event: AnyEvent) -> bool:
-    return (
-        isinstance(event, Location | Consent | Erase)
-        or _is_hot_timer(event)
-        or (isinstance(event, Action) and event.action in PICKUP_ACTIONS)
-    )
 
 
 def _needs_cold(event: AnyEvent) -> bool:

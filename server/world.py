@@ -25,9 +25,9 @@ from geofence.displays import display_fences
 from geofence.index import FenceIndex
 from nearcast import keys, metrics
 from nearcast.errors import Conflict, InputError, NotFound, Unavailable
-from nearcast.hours import zone_named
+from nearcast.hours import Timetable, zone_named
 from nearcast.ids import FenceId, Sku, StoreId
-from nearcast.world import Fence, OpenHours, Product, Promotion, Stock, Store
+from nearcast.world import Fence, Product, Promotion, Stock, Store
 from offers.catalogue import Catalogue
 from offers.worldfile import WorldFile, check_references
 from server.store import raw, reaching_store, text
@@ -80,6 +80,7 @@ def build(version: int, items: WorldFile, previous: World | None = None) -> Worl
         [*items.fences, *(fence for _, made in displays.values() for fence in made)],
         previous.fences if previous else None,
         {store.store_id: zone_named(store.time_zone) for store in items.stores},
+        {store.store_id: store.special_days for store in items.stores if store.special_days},
     )
     catalogue = Catalogue.build(items.stores, items.products, items.promotions, _hours_of(fences))
     return World(version, catalogue, fences, items, displays)
@@ -98,16 +99,19 @@ def _displays_of(
     return found
 
 
-def _hours_of(fences: FenceIndex) -> dict[FenceId, Sequence[OpenHours]]:
-    """The hours of all fences that have some, their own or of a fence around them."""
-    if all(fence.hours is None for fence in fences.fences):
+def _hours_of(fences: FenceIndex) -> dict[FenceId, Timetable]:
+    """The hours and special days of all fences that have some, their own or of a fence around them."""
+
+    def has_some(fence: Fence) -> bool:
+        return fence.hours is not None or fence.special_days is not None
+
+    if not any(map(has_some, fences.fences)):
         return {}
-    found: dict[FenceId, Sequence[OpenHours]] = {}
+    found: dict[FenceId, Timetable] = {}
     for fence in fences.fences:
-        for each in (fence, *fences.ancestors(fence.fence_id)):
-            if each.hours is not None:
-                found[fence.fence_id] = each.hours
-                break
+        if has_some(fence) or any(map(has_some, fences.ancestors(fence.fence_id))):
+            rules = fences.rules[fence.fence_id]
+            found[fence.fence_id] = Timetable(rules.hours, rules.special_days, rules.narrowed_by)
     return found
 
 

@@ -243,6 +243,9 @@ class Oracle:
             case Action() if late:
                 status, _ = self._fold(event, record)
                 return "late" if status == "applied" else status, []
+            case Action() if (scan := self._fences.evidence.in_scan(event)) is not None:
+                status, moments = self._fold(event, record)
+                return status, moments + (self._scan(scan) if status == "applied" else [])
             case _:
                 return self._fold(event, record)
 
@@ -255,6 +258,15 @@ class Oracle:
             return "stale", []
         if late:
             return "late", []
+        return "applied", self._follow(fix, presence)
+
+    def _scan(self, scan: Location) -> list[Moment]:
+        """A scan that is folded and not late is a fix, if fixes may be used and it is newer than the last one."""
+        presence, allowed = self._presence(scan.customer), self._customer(scan.customer).location_allowed
+        return self._follow(scan, presence) if allowed and scan.ts > presence.last_ms else []
+
+    def _follow(self, fix: Location, presence: Presence) -> list[Moment]:
+        name = fix.customer
         if fix.lat == fix.lat:
             (hits,) = self._fences.match(np.array([fix.lat]), np.array([fix.lng]))
             inside, near = places(hits, self._fences)
@@ -271,7 +283,7 @@ class Oracle:
         if transitions or (presence.nearby and not presence.timer_ms):
             presence.timer_ms = next_due_ms(presence, self._fences)
         moments = moments_of_transitions(fix.event_id, name, transitions, presence.doubt)
-        return "applied", moments + trips.follow(presence, fix.event_id, name, transitions, self._catalogue.stores, fix)
+        return moments + trips.follow(presence, fix.event_id, name, transitions, self._catalogue.stores, fix)
 
     def _wait_no_longer(self, timer: Timer) -> tuple[str, list[Moment]]:
         presence = self._presence(timer.customer)

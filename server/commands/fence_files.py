@@ -118,9 +118,10 @@ def compile_all(fences: Sequence[Fence]) -> tuple[list[Site], list[str]]:
 def index_of(fences: Sequence[Fence], stores: Sequence[Store]) -> FenceIndex:
     """The index, made with a progress bar if there are many fences. Raises `InputError`."""
     zones = {store.store_id: zone_named(store.time_zone) for store in stores}
-    index = FenceIndex.build(fences[:MANY], zones=zones)
+    special_days = {store.store_id: store.special_days for store in stores if store.special_days}
+    index = FenceIndex.build(fences[:MANY], zones=zones, special_days=special_days)
     for end in in_steps(range(2 * MANY, len(fences) + MANY, MANY), "building the index", many=1):
-        index = FenceIndex.build(fences[:end], index, zones)
+        index = FenceIndex.build(fences[:end], index, zones, special_days)
     return index
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from geofence.geojson import fences_from_geojson, fences_to_geojson
 from nearcast.errors import InputError
 from nearcast.events import YEAR_2000_MS
-from nearcast.world import Circle, Corridor, Fence, OpenHours
+from nearcast.world import Circle, Corridor, Fence, OpenHours, SpecialDay, Window
 from tests.geofence.places import circles, polygons, spots
 from tests.geofence.test_corridors import corridors
 
@@ -32,6 +32,7 @@ def times() -> st.SearchStrategy[int]:
 
 
 IDS = st.text("abcÄ-/ 0", min_size=1, max_size=6)
+HOUR = st.integers(0, 1440)
 HOURS = st.builds(OpenHours, weekday=st.integers(0, 6), opens=st.integers(0, 1440), closes=st.integers(0, 1440))
 FIELDS = {
     "name": st.sampled_from(["", "Küche"]),
@@ -46,6 +47,12 @@ FIELDS = {
     "approach_m": st.none() | st.floats(0.1, 100_000),
     "crossings": st.booleans(),
     "hours": st.none() | st.lists(HOURS, max_size=3),
+    "special_days": st.none()
+    | st.lists(
+        st.builds(SpecialDay, st.dates(), st.lists(st.builds(Window, HOUR, HOUR), max_size=2)),
+        max_size=2,
+        unique_by=lambda day: day.date,
+    ),
     "beacons": st.lists(IDS, max_size=2),
     "access_points": st.lists(IDS, max_size=2),
     "codes": st.lists(IDS, max_size=2),

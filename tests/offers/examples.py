@@ -6,6 +6,7 @@ from typing import Any
 from nearcast.customer import CartItem, Customer, Presence, SentMessage, Stay
 from nearcast.decisions import Decision
 from nearcast.events import Channel, DeliveryStatus
+from nearcast.hours import Timetable
 from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, MessageId, PromotionId, Sku, StoreId
 from nearcast.moments import Moment
 from nearcast.world import Display, OpenHours, Product, Promotion, Store, Words
@@ -39,7 +40,8 @@ def promotion(**fields: Any) -> Promotion:
 def catalogue(
     *promotions: Promotion, store: Store = STORE, fence_hours: Mapping[FenceId, Sequence[OpenHours]] | None = None
 ) -> Catalogue:
-    return Catalogue.build([store], PRODUCTS, promotions, fence_hours or {})
+    times = {fence: Timetable(hours) for fence, hours in (fence_hours or {}).items()}
+    return Catalogue.build([store], PRODUCTS, promotions, times)
 
 
 def customer(*, cart: tuple[Sku, ...] = (), consents: tuple[str, ...] = ("websocket",), **fields: Any) -> Customer:

@@ -76,6 +76,8 @@ TOWN = msgspec.structs.replace(
             parent="inside",
             dwell_s=30,
             beacons=["beacon-1"],
+            access_points=["ap-1"],
+            codes=["code-1"],
             geometry=Polygon(
                 [
                     [
@@ -151,6 +153,11 @@ def _what() -> st.SearchStrategy[tuple[Any, ...]]:
     purchase = st.tuples(st.just("purchase"), st.lists(line, min_size=1, max_size=3))
     actions = ["app_open", "product_view", "wishlist_add", "wishlist_remove", "help_request", "staff_contact"]
     action = st.tuples(st.just("action"), st.sampled_from(actions), sku)
+    scan = st.tuples(
+        st.just("scan"),
+        st.sampled_from(["qr_scan", "qr_scan", "wifi_lookup", "app_open"]),
+        st.sampled_from(["code-1", "code-1", "code-1", "ap-1", "coffee", "unheard-of"]),
+    )
     orders = st.tuples(
         st.just("pickup"),
         st.sampled_from(["order_ready", "pickup_start", "pickup_start", "pickup_cancel", "order_picked_up"]),
@@ -177,7 +184,7 @@ def _what() -> st.SearchStrategy[tuple[Any, ...]]:
     )
     again = st.tuples(st.just("again"), st.integers(1, 12))
     rare = st.sampled_from([("erase",), ("erase",), ("deliver",), ("deliver",), ("stray",), ("stray",), ("nameless",)])
-    often = (fix, fix, fix, hint, walk, cart, cart, consent, action, fetch, fire, rare)
+    often = (fix, fix, fix, hint, walk, cart, cart, consent, action, scan, fetch, fire, rare)
     return st.one_of(*often, purchase, profile, identify, receipt, rubbish, again)
 
 
@@ -323,6 +330,8 @@ def _event(what: tuple[Any, ...], about: Mapping[str, Any]) -> Event | None:
             return Purchase(**about, items=[Line(**dict(zip(names, line, strict=True))) for line in lines])
         case ("action", action, sku):
             return Action(**about, action=action, sku=sku, store="graben")
+        case ("scan", action, token):
+            return Action(**about, action=action, fence=token, store="graben")
         case ("pickup", action, order, store, notice_s, within_s):
             wishes = {"notice_s": notice_s, "within_s": within_s}
             return Action(**about, action=action, order=order, store=store, **wishes)
@@ -625,7 +634,9 @@ def test_the_examples_mean_something() -> None:
         records, outcome = log_of(steps)
         seen.update(("result", result) for _, result in outcome.results)
         seen.update(("dead letter", burial.reason) for burial in outcome.dead_letters)
+        scans = {msgspec.json.decode(record.value)["id"] for record in records if b'"fence":"code-1"' in record.value}
         for decision in (made for of_one in outcome.decisions.values() for made in of_one):
+            seen.add(("trigger of a scan", decision.moment.event in scans and decision.moment.trigger))
             seen.update(
                 {("outcome", decision.outcome), ("reason", decision.reason), ("trigger", decision.moment.trigger)}
             )
@@ -646,5 +657,6 @@ def test_the_examples_mean_something() -> None:
     assert {what for kind, what in seen if kind == "timer"} == {"cart_abandoned", "deadline", "presence", "pickup"}
     triggers = {what for kind, what in seen if kind == "trigger"}
     assert triggers >= {"pickup_approaching", "pickup_arrived", "pickup_abandoned"}
+    assert ("trigger of a scan", "enter") in seen
     assert len({what for kind, what in seen if kind == "message"}) >= 4
     assert seen >= {("entry", Message), ("entry", Emitted), ("taken over", True), ("erased", True)}

@@ -123,6 +123,7 @@ async def test_fences_with_all_they_can_have(redis: Redis, log: StreamsLog) -> N
         exit_s=4.0,
         approach_m=20.0,
         hours=[OpenHours(weekday=6, opens=600, closes=60)],
+        special_days=[SpecialDay(date(2026, 12, 24), [Window(600, 120)])],
         valid_from_ms=1_700_000_000_000,
         valid_until_ms=1_900_000_000_000,
         beacons=["b1"],

@@ -1,6 +1,7 @@
 """The kept world: what a change is checked against, who may write it, and what happens when it can't be built."""
 
 import asyncio
+from datetime import date
 
 import msgspec
 import pytest
@@ -8,8 +9,22 @@ from redis.asyncio import Redis
 
 from nearcast import keys
 from nearcast.errors import Conflict, Fenced, InputError, NotFound
-from nearcast.ids import Sku, StoreId
-from nearcast.world import Circle, Display, Fence, OpenHours, Polygon, Product, Promotion, Stock, Store, What, Words
+from nearcast.hours import Timetable
+from nearcast.ids import FenceId, Sku, StoreId
+from nearcast.world import (
+    Circle,
+    Display,
+    Fence,
+    OpenHours,
+    Polygon,
+    Product,
+    Promotion,
+    SpecialDay,
+    Stock,
+    Store,
+    What,
+    Words,
+)
 from offers.worldfile import WorldFile
 from server.world import World, WorldStore, build
 from tests.server.town import LAT, LNG, WORLD
@@ -267,11 +282,29 @@ async def test_hours_of_fences_reach_who_asks_for_them(world: WorldStore) -> Non
     assert before.fence_hours == {}
     await world.put(WorldFile(fences=[bar, fence("stool", parent="bar"), fence("hall")], products=[gin]))
     catalogue, fences = world.current.catalogue, world.current.fences
-    assert catalogue.fence_hours == {"bar": hours, "stool": hours, "graben:gin:0": hours}
+    assert catalogue.fence_hours == {name: Timetable(hours) for name in ("bar", "stool", "graben:gin:0")}
     assert str(fences.zones[StoreId("graben")]) == world.current.items.stores[0].time_zone
     await world.put(WorldFile(fences=[msgspec.structs.replace(bar, hours=[])]))
-    assert world.current.catalogue.fence_hours["stool"] == []
+    assert world.current.catalogue.fence_hours["stool"] == Timetable([])
     assert world.current.catalogue.version not in (before.version, catalogue.version)
+
+
+async def test_special_days_reach_who_asks_for_them(world: WorldStore) -> None:
+    """A store's take time from the hours of its fences, as the catalogue and the index tell; a fence's own replace."""
+    christmas, hours = [SpecialDay(date(2026, 12, 25))], [OpenHours(weekday=4, opens=1080, closes=120)]
+    graben = msgspec.structs.replace(world.current.items.stores[0], special_days=christmas)
+    bar = msgspec.structs.replace(fence("bar"), hours=hours)
+    hall = msgspec.structs.replace(fence("hall"), special_days=christmas)
+    await world.put(WorldFile(stores=[graben], fences=[bar, hall, fence("yard")]))
+    assert world.current.catalogue.fence_hours == {
+        "bar": Timetable(hours, narrowed_by=christmas),
+        "hall": Timetable(None, christmas),
+    }
+    assert world.current.fences.rules[FenceId("bar")].narrowed_by == christmas
+    before = world.current.catalogue.version
+    await world.put(WorldFile(stores=[msgspec.structs.replace(graben, special_days=[])]))
+    assert world.current.catalogue.fence_hours["bar"] == Timetable(hours)
+    assert world.current.catalogue.version != before
 
 
 async def test_a_fence_goes_into_one_of_its_store_and_wide_enough(world: WorldStore) -> None:
