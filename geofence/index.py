@@ -318,12 +318,27 @@ def _leads_to_cycle(fences: Sequence[Fence], by_id: Mapping[FenceId, Fence]) -> 
 def _with(old: _Tables, shapes: Sequence[Shape | Ring], ringed: Sequence[bool]) -> _Tables:
     """The tables with more slots."""
     rows = Rows.of(cover.columns_of(shapes), len(old.shapes))
+    if not old.shapes:
+        return _tables_of(tuple(shapes), np.array(ringed, dtype=np.bool_), rows)
     return old._replace(
         shapes=(*old.shapes, *shapes),
         ringed=np.concatenate((old.ringed, np.array(ringed, dtype=np.bool_))),
         exact=old.exact.extended(shapes),
         grid=old.grid.extended(map(_boxes_of, shapes)),
         added=CellTable(Rows.concatenated(old.added.rows, rows)),
+    )
+
+
+def _tables_of(shapes: Shapes, ringed: Bools, rows: Rows) -> _Tables:
+    """Tables with nothing loose in them."""
+    return _Tables(
+        shapes=shapes,
+        ringed=ringed,
+        exact=ExactTest(shapes),
+        grid=Grid(map(_boxes_of, shapes)),
+        cells=CellTable(rows),
+        added=_NO_CELLS,
+        first_added=len(shapes),
     )
 
 
@@ -342,17 +357,12 @@ def _tidied(slots: _Slots, tables: _Tables) -> tuple[_Slots, _Tables]:
     kept: Bools = np.zeros(len(tables.shapes), dtype=np.bool_)
     kept[own] = True
     kept[own[tables.ringed[own]] + 1] = True
+    if kept.all() and tables.first_added == len(kept):
+        return _Slots(Layered(dict(slots.by_id)), own), tables
     numbers = np.where(kept, np.cumsum(kept) - 1, -1)
     shapes = tuple(shape for shape, stays in zip(tables.shapes, kept.tolist(), strict=True) if stays)
-    fresh = _Tables(
-        shapes=shapes,
-        ringed=tables.ringed[kept],
-        exact=ExactTest(shapes),
-        grid=Grid(map(_boxes_of, shapes)),
-        cells=CellTable(Rows.concatenated(tables.cells.rows, tables.added.rows).renumbered(numbers)),
-        added=_NO_CELLS,
-        first_added=len(shapes),
-    )
+    rows = Rows.concatenated(tables.cells.rows, tables.added.rows).renumbered(numbers)
+    fresh = _tables_of(shapes, tables.ringed[kept], rows)
     by_id = {fence_id: int(numbers[slot]) for fence_id, slot in slots.by_id.items()}
     return _Slots(Layered(by_id), numbers[own]), fresh
 
