@@ -52,8 +52,8 @@ _BITS_PER_DIGIT = 3
 _PLACE_BITS = np.uint64((1 << 52) - 1)
 _TAG_SHIFT = np.uint64(52)
 _ONE_RESOLUTION = np.uint64(1 << 52)
-#: How much smaller than the shape the patches of boundary cells are: 15 to 40 such cells go round a disc.
-_FINENESS = 2.5
+#: How much smaller than the shape the patches of boundary cells are: 35 to 100 such cells go round a disc.
+_FINENESS = 5.0
 #: So many shapes are covered together: enough to make calls cheap, few enough to need little memory (each may have
 #: `MAX_CELLS` at a time).
 _AT_ONCE = 256
