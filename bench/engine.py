@@ -25,7 +25,6 @@ import asyncio
 import itertools
 import json
 import os
-import pickle
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -211,7 +210,7 @@ async def produce(here: Rig, rate: float, seconds: float) -> Produced:
         produced = await load.ask(Order(), Produced)
     finally:
         await load.stop()
-    here.walk = pickle.loads(here.walk_file.read_bytes())
+    here.walk = here.walk_left()
     here.note(produced.ends)
     return produced
 

@@ -24,7 +24,7 @@ import msgspec
 from prometheus_client import REGISTRY
 
 from bench.city import profile
-from bench.processes import PARTITIONS, Commit, Order, Phase, Place, Ready, usage
+from bench.processes import PARTITIONS, Commit, Order, Phase, Place, Ready, usage, write
 from nearcast.customer import Customer
 from server import state as stored
 from server.core import open_core
@@ -231,11 +231,6 @@ async def answer_orders(gate: _Gate) -> None:
         if order.commits:
             await asyncio.to_thread(Path(order.commits).write_bytes, msgspec.json.encode(commits))
         write(phase)
-
-
-def write(answer: msgspec.Struct) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
-    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from redis.asyncio import Redis
 
-from bench.engine_worker import write
-from bench.processes import PARTITIONS, Commit, Ends, Order, Place, Ready
+from bench.processes import PARTITIONS, Commit, Ends, Order, Place, Ready, write
 from nearcast import keys, topics
 from nearcast.events import decode
 from server.settings import Settings

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from bench.city import Traffic, Walk
-from bench.engine_worker import write
-from bench.processes import PARTITIONS, Ends, Place, Ready
+from bench.processes import PARTITIONS, Ends, Place, Ready, write
 from nearcast import keys
 
 _AT_ONCE = 20_000
@@ -175,18 +174,23 @@ class _Times:
     """When what was handed over, by place."""
 
     def __init__(self) -> None:
-        self._chunks: dict[Place, list[tuple[NDArray[np.int64], int]]] = {}
+        self._chunks: dict[Place, list[tuple[NDArray[np.int64], int, int]]] = {}
 
-    def note(self, at_ns: int, written: list[Written]) -> None:
+    def note(self, at_ns: int, durable_ns: int, written: list[Written]) -> None:
         for place, positions in written:
-            self._chunks.setdefault(place, []).append((positions, at_ns))
+            self._chunks.setdefault(place, []).append((positions, at_ns, durable_ns))
 
     def save(self, path: Path) -> None:
+        """By place three rows: positions, when each was handed over, and when the log had confirmed it."""
         columns = {}
         for (topic, partition), chunks in self._chunks.items():
-            positions = np.concatenate([positions for positions, _ in chunks])
+            sizes = [len(positions) for positions, *_ in chunks]
             columns[f"{topic} {partition}"] = np.stack(
-                [positions, np.repeat([at_ns for _, at_ns in chunks], [len(positions) for positions, _ in chunks])]
+                [
+                    np.concatenate([positions for positions, *_ in chunks]),
+                    np.repeat([at_ns for _, at_ns, _ in chunks], sizes),
+                    np.repeat([durable_ns for *_, durable_ns in chunks], sizes),
+                ]
             )
         np.savez(path, **columns)  # type: ignore[arg-type]
 
@@ -198,7 +202,8 @@ async def produce(load: Load, traffic: Traffic, rate: float, times: _Times) -> N
         due = min(int((time.monotonic() - started) * rate) + 1, len(traffic))
         if due > sent:
             at_ns = time.monotonic_ns()
-            times.note(at_ns, await load.append(traffic, sent, due))
+            written = await load.append(traffic, sent, due)
+            times.note(at_ns, time.monotonic_ns(), written)
             sent = due
         else:
             await asyncio.sleep(_TICK_S)

@@ -118,6 +118,11 @@ class Rig:
         """All is worked off, and the engines that come will see none of it."""
         self._settled = dict(self._ends)
 
+    def walk_left(self) -> Walk:
+        """As a producing process left it."""
+        walk: Walk = pickle.loads(self.walk_file.read_bytes())
+        return walk
+
     async def close(self) -> None:
         if self._load is not None:
             await self._load.close()

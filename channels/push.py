@@ -1,6 +1,6 @@
-"""The WebSocket channel: publishes a message to the customer's, or the store staff's, gateway channel.
+"""The WebSocket channel: publishes a message to the customer's, or the store staff's, gateway channel, or withdraws it.
 
-Publishing is idempotent by message id. It knows the gateway only through `Publisher`.
+Publishing is idempotent by message id, withdrawing by message and reason. What it knows of the gateway is `Publisher`.
 """
 
 from typing import Protocol
@@ -10,6 +10,8 @@ import msgspec
 from channels.contract import Outgoing
 from nearcast import events
 from nearcast.errors import DropSend, FallBack, RetrySend, Unavailable
+from nearcast.ids import CustomerId, MessageId, StoreId
+from nearcast.messages import Message, Withdraw
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -21,9 +23,36 @@ class Publisher(Protocol):
         """Publish `data`; a second call with the same `key` changes nothing. Raises `Unavailable`."""
         ...
 
+    async def withdraw(self, channel: str, key: str, data: bytes, reason: str) -> bool:
+        """Take back what was published under `key`, and publish `data`, once per reason. Raises `Unavailable`."""
+        ...
+
     async def connected(self, channel: str) -> bool:
         """Whether any device is subscribed to `channel` now. Raises `Unavailable`."""
         ...
+
+
+def customer_channel(customer: CustomerId) -> str:
+    """Where a customer's devices listen."""
+    return f"customer:{customer}"
+
+
+def staff_channel(store: StoreId) -> str:
+    """Where a store's tablets listen."""
+    return f"staff:{store}"
+
+
+async def withdraw(publisher: Publisher, channel: str, what: Withdraw) -> None:
+    """Have every device take a message away that was published on `channel`. Raises `Unavailable`; may be repeated."""
+    await publisher.withdraw(channel, what.message, _ENCODER.encode(what), what.reason)
+
+
+async def recall(publisher: Publisher, channel: str, message: MessageId) -> None:
+    """Withdraw a message, or keep it from being published if it has not been yet. Raises `Unavailable`."""
+    what = Withdraw(message=message, reason="recalled")
+    # Under the message's own key, which its publication would use.
+    await publisher.publish_once(channel, message, _ENCODER.encode(what))
+    await withdraw(publisher, channel, what)
 
 
 class PushChannel:
@@ -39,20 +68,30 @@ class PushChannel:
     async def send(self, outgoing: Outgoing) -> str:
         message = outgoing.message
         try:
-            if message.kind == "assist":
-                if message.store is None:
-                    raise DropSend("an assist without a store reaches no staff")
-                channel = f"staff:{message.store}"
-            else:
-                channel = f"customer:{message.customer}"
-                # A repeated send may be published already. Publishing again is harmless; falling back could say the
-                # same thing twice.
-                if not outgoing.repeated and not await self._publisher.connected(channel):
-                    raise FallBack("no device is connected")
+            channel = _channel_of(message)
+            # A repeated send may be published already. Publishing again is harmless; falling back could say the same
+            # thing twice.
+            if message.kind == "offer" and not outgoing.repeated and not await self._publisher.connected(channel):
+                raise FallBack("no device is connected")
             await self._publisher.publish_once(channel, message.id, _ENCODER.encode(outgoing.push))
         except Unavailable as error:
             raise RetrySend("the gateway's store is away") from error
         return ""
 
+    async def recall(self, message: Message) -> None:
+        """Take a message back from every device, now or when it connects again. Raises `RetrySend` or `DropSend`."""
+        try:
+            await recall(self._publisher, _channel_of(message), message.id)
+        except Unavailable as error:
+            raise RetrySend("the gateway's store is away") from error
+
     async def close(self) -> None:
         """The publisher belongs to whoever made it."""
+
+
+def _channel_of(message: Message) -> str:
+    if message.kind == "offer":
+        return customer_channel(message.customer)
+    if message.store is None:
+        raise DropSend("an assist without a store reaches no staff")
+    return staff_channel(message.store)

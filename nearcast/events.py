@@ -58,7 +58,7 @@ Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=9_999_999_999_999)]
 Channel = Literal["websocket", "sms", "email"]
 ConsentScope = Literal["all", "location", "websocket", "sms", "email"]
 DeliveryStatus = Literal[
-    "sent", "delivered", "opened", "applied", "redeemed", "failed", "suppressed", "recalled", "expired"
+    "sent", "delivered", "opened", "dismissed", "applied", "redeemed", "failed", "suppressed", "recalled", "expired"
 ]
 
 

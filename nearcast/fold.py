@@ -69,8 +69,9 @@ _STATUS_ORDER: dict[DeliveryStatus | None, int] = {
     "delivered": 5,
     "recalled": 5,
     "opened": 6,
-    "applied": 7,
-    "redeemed": 8,
+    "dismissed": 7,
+    "applied": 8,
+    "redeemed": 9,
 }
 _MOMENT_OF_ACTION: dict[str, Trigger] = {
     "app_open": "app_open",

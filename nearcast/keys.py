@@ -3,6 +3,8 @@
 Keys of partition *p* carry the hash tag `{p}`, so one script can commit them together on Valkey or Redis Cluster.
 """
 
+from hashlib import sha256
+
 PREFIX = "nearcast:"
 
 
@@ -127,14 +129,44 @@ def channel_once(channel: str, key: str) -> str:
     return f"{PREFIX}channel:{{{channel}}}:once:{key}"
 
 
+def channel_acked(channel: str, message: str) -> str:
+    """String: the device that was the first to acknowledge a message of this channel; expires."""
+    return f"{PREFIX}channel:{{{channel}}}:acked:{message}"
+
+
 def channel_nodes(channel: str) -> str:
     """Sorted set: gateway nodes with a subscriber, by time of their last sign of life in ms."""
     return f"{PREFIX}channel:{{{channel}}}:nodes"
 
 
+def channel_gone(channel: str) -> str:
+    """Sorted set: offsets of publications that were withdrawn, by themselves; expires with the channel's history."""
+    return f"{PREFIX}channel:{{{channel}}}:gone"
+
+
+def channel_withdrawn(channel: str, key: str, reason: str) -> str:
+    """String: the position of the withdrawal of what was published once under this key; expires as that does."""
+    return f"{PREFIX}channel:{{{channel}}}:withdrawn:{key}:{reason}"
+
+
+def channel_presence(channel: str) -> str:
+    """Hash: client id → `<last sign of life, ms>\\n<user>` of who is subscribed; expires."""
+    return f"{PREFIX}channel:{{{channel}}}:presence"
+
+
+def revoked(user: str) -> str:
+    """String: the user's tokens issued up to this time (ms) are refused; expires. Doesn't spell out who it is about."""
+    return f"{PREFIX}revoked:{sha256(user.encode()).hexdigest()[:32]}"
+
+
 def node_bus(node: str) -> str:
     """Pub/sub channel over which publications reach one gateway node."""
     return f"{PREFIX}node:{node}"
+
+
+def nodes_bus() -> str:
+    """Pub/sub channel that all gateway nodes listen to."""
+    return f"{PREFIX}nodes"
 
 
 def stock(store_id: str) -> str:
@@ -185,3 +217,8 @@ def log_members(group: str) -> str:
 def assist(alert: str) -> str:
     """String: the member of staff who claimed an assist alert; expires."""
     return f"{PREFIX}assist:{{{alert}}}"
+
+
+def assist_outcome(alert: str) -> str:
+    """String: how the one who claimed an assist alert closed it; expires."""
+    return f"{PREFIX}assist:{{{alert}}}:outcome"

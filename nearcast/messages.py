@@ -1,7 +1,8 @@
 """Messages: what leaves the outbox, and what a device receives.
 
 The outbox holds `OutboxEntry` values, committed together with the state that led to them; nothing is sent from
-anywhere else. `Push` is the JSON that phones and staff tablets get in a publication's `data`.
+anywhere else. `Push` is the JSON that phones and staff tablets get in a publication's `data`, `Withdraw` what takes it
+back.
 """
 
 from typing import Literal
@@ -67,7 +68,7 @@ class Push(msgspec.Struct, kw_only=True, omit_defaults=True):
     For staff (`kind` "assist") `customer` is a short handle, never a name or contact point.
     """
 
-    kind: Literal["offer", "assist", "withdraw"]
+    kind: Literal["offer", "assist"]
     message: MessageId
     decision: DecisionId
     title: str
@@ -89,3 +90,33 @@ class Push(msgspec.Struct, kw_only=True, omit_defaults=True):
     #: Of a pickup: the order, and when the customer is expected, if that is known.
     order: str = ""
     eta_ms: int | None = None
+
+
+#: Another device of the customer shows it · the retailer takes it back · the customer closed it on one of their devices
+#: · a member of staff goes · the alert is done with.
+WithdrawReason = Literal["elsewhere", "recalled", "dismissed", "claimed", "closed"]
+
+
+class Withdraw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="withdraw"):
+    """A message that a device shows no longer; one that it never had is ignored.
+
+    `by` is who withdrew it: the device that shows it ("elsewhere"), or the member of staff ("claimed", "closed").
+    """
+
+    message: MessageId
+    reason: WithdrawReason
+    by: str = ""
+
+
+class _Kind(msgspec.Struct):
+    kind: str = ""
+
+
+_decode_kind = msgspec.json.Decoder(_Kind).decode
+_decode_push = msgspec.json.Decoder(Push).decode
+_decode_withdraw = msgspec.json.Decoder(Withdraw).decode
+
+
+def decode_publication(data: bytes | msgspec.Raw) -> Push | Withdraw:
+    """What a publication on a customer's or a staff channel says. Raises `msgspec.MsgspecError`."""
+    return _decode_withdraw(data) if _decode_kind(data).kind == "withdraw" else _decode_push(data)

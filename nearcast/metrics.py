@@ -87,6 +87,7 @@ OWNED_PARTITIONS = Gauge("nearcast_owned_partitions", "Partitions this engine ow
 WORLD_BROKEN = Gauge(
     "nearcast_world_broken", "1 while the stored world can't be used and the last good one stands in; see the log."
 )
+REFUSED = Counter("nearcast_refused_connections_total", "Connections refused at the gateway's door.", ["status"])
 TASK_FAILURES = Counter("nearcast_task_failures_total", "Background tasks that failed and were restarted.", ["task"])
 CONSUMER_RESTARTS = Counter(
     "nearcast_consumer_restarts_total",

@@ -13,15 +13,26 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from channels.gateway.codes import FORCED
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
+from channels.push import customer_channel, recall, staff_channel
 from nearcast import keys, metrics
 from nearcast.clock import Clock
 from nearcast.customer import Customer, Presence, Trip
 from nearcast.decisions import Decision
 from nearcast.errors import Conflict, NotFound, Unavailable, UnreadableState
 from nearcast.events import Channel, Consent, ConsentScope, DeliveryStatus, Erase, IntakeEvent
-from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, EventId, MessageId, PromotionId, StoreId
+from nearcast.ids import (
+    ANONYMOUS_PREFIX,
+    CustomerId,
+    DecisionId,
+    EventId,
+    MessageId,
+    PromotionId,
+    StoreId,
+    message_id,
+)
 from nearcast.messages import Push
 from nearcast.world import Fence, Promotion, Store
 from offers.candidates import stock_wanted
@@ -128,7 +139,7 @@ class Desk:
         now_ms = self.clock.now_ms()
         if not granted:
             await self._opt_outs.withdraw(customer, scope, now_ms)
-        uid, anonymous_id = _ids(customer)
+        uid, anonymous_id = ids_of(customer)
         await self._intake.append(
             [Consent(uid=uid, anonymous_id=anonymous_id, ts=now_ms, scope=scope, granted=granted)]
         )
@@ -139,7 +150,7 @@ class Desk:
         Until then nothing is sent any more: the opt-out noted here goes together with the state. The visitors who
         signed in as the customer are erased in the same way.
         """
-        uid, anonymous_id = _ids(customer)
+        uid, anonymous_id = ids_of(customer)
         visitors = await self._visitors(customer)
         records = [CustomerId(ANONYMOUS_PREFIX + visitor) for visitor in visitors]
         for person in (*records, customer):
@@ -152,6 +163,7 @@ class Desk:
             await self._intake.append([Erase(id=uuid.uuid4().hex, anonymous_id=visitor) for visitor in visitors])
         await self._intake.append([Erase(id=uuid.uuid4().hex, uid=uid, anonymous_id=anonymous_id, visitors=visitors)])
         for person in (*records, customer):
+            await self.logout(person)
             await self.coupons.forget(person)
             await forget_channel(self._redis, person)
 
@@ -170,6 +182,15 @@ class Desk:
 
     async def decision(self, customer: CustomerId, decision: DecisionId) -> Decision | None:
         return await self._state.decision(customer, decision)
+
+    async def decision_about_anybody(self, decision: DecisionId) -> Decision | None:
+        """A decision of which it isn't known whom it is about: looked for in every partition."""
+        with reaching_store():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for partition in range(self._state.partitions):
+                    pipe.get(keys.decision(partition, decision))
+                found = [blob for blob in await pipe.execute() if blob is not None]
+        return msgspec.json.decode(found[0], type=Decision) if found else None
 
     async def decisions(self, customer: CustomerId, limit: int) -> list[Decision]:
         return await self._state.decisions(customer, limit)
@@ -251,6 +272,35 @@ class Desk:
     ) -> None:
         await append_receipt(self._intake, customer, message, decision, status, channel, reason)
 
+    async def recall(self, customer: CustomerId, message: MessageId) -> None:
+        """Take a message back from every device that shows it, or would when it connects again."""
+        known = await self._known(customer)
+        sent = next((sent for sent in known.customer.messages if sent.message == message), None) if known else None
+        if sent is None:
+            raise NotFound("unknown_message", "no such message was decided for this customer, or it is long ago")
+        channel = customer_channel(customer)
+        if message != message_id(sent.decision, "customer"):
+            decision = await self._state.decision(customer, sent.decision)
+            if decision is None or decision.store is None:
+                raise NotFound("unknown_message", "this alert is long ago")
+            channel = staff_channel(decision.store)
+        await recall(self._streams, channel, message)
+        await self.receipt(customer, message, sent.decision, "recalled", None, "")
+
+    async def logout(self, customer: CustomerId) -> None:
+        """Close the customer's connections; tokens from before now are worth nothing any more."""
+        # In this order: who is cut off can't come back with the same token.
+        await self._streams.revoke(customer, self.clock.now_ms())
+        await self._streams.disconnect(customer, FORCED.code, FORCED.reason)
+
+    async def publish(self, channel: str, data: bytes, *, key: str = "", once: str | None = None) -> tuple[str, int]:
+        """Publish JSON for everybody who listens to a public channel; its epoch and offset."""
+        if once is None:
+            epoch, offset = await self._streams.publish(channel, data, key)
+        else:
+            epoch, offset = await self._streams.publish_once(channel, once, data)
+        return epoch, offset
+
     async def apply(self, customer: CustomerId, decision: DecisionId, channel: Channel | None = None) -> Coupon:
         return await apply_offer(self, customer, decision, channel)
 
@@ -294,7 +344,7 @@ class Desk:
         await self._streams.publish(DEMO_CHANNEL, data)
 
 
-def _ids(customer: CustomerId) -> tuple[str | None, str | None]:
+def ids_of(customer: CustomerId) -> tuple[str | None, str | None]:
     """(uid, anonymous_id) of an event about this customer."""
     if customer.startswith(ANONYMOUS_PREFIX):
         if customer == ANONYMOUS_PREFIX:

@@ -24,11 +24,12 @@ from typing import cast
 import msgspec
 from redis.asyncio import Redis
 
+from channels.push import customer_channel
 from nearcast import keys
 from nearcast.clock import Clock
 from nearcast.errors import Unavailable
 from nearcast.ids import CustomerId, partition_of
-from nearcast.messages import Message, Push, decode_outbox
+from nearcast.messages import Message, Withdraw, decode_outbox, decode_publication
 from nearcast.topics import CUSTOMER_TOPICS
 from server.coupons import CouponBook
 from server.dead_letters import DeadLetters, Wanted, is_stream_id, people_in
@@ -273,12 +274,12 @@ async def note_erasure(redis: Redis, partition: int, customer: CustomerId, visit
 
 async def forget_channel(redis: Redis, customer: CustomerId) -> None:
     """Delete the customer's pushes. Who listens stays: a device that is connected will say so itself when it leaves."""
-    channel = f"customer:{customer}"
+    channel = customer_channel(customer)
     with reaching_store():
         rows = cast("list[tuple[bytes, dict[bytes, bytes]]]", await redis.xrange(keys.channel_stream(channel)))
-        messages = {_message(fields.get(b"d", b"")) for _, fields in rows}
-        once = [keys.channel_once(channel, message) for message in messages if message]
-        await redis.unlink(keys.channel_stream(channel), keys.channel_meta(channel), *once)
+        names = {name for _, fields in rows for name in _noted(channel, fields.get(b"d", b""))}
+        kept = (keys.channel_stream(channel), keys.channel_meta(channel), keys.channel_gone(channel))
+        await redis.unlink(*kept, *names)
 
 
 def _made_ms(entry: bytes) -> int:
@@ -295,8 +296,13 @@ def _addressee(entry: bytes) -> CustomerId | None:
     return decoded.customer if isinstance(decoded, Message) else CustomerId(decoded.key)
 
 
-def _message(push: bytes) -> str | None:
+def _noted(channel: str, publication: bytes) -> list[str]:
+    """The keys of what is noted about a message beside the channel."""
     try:
-        return msgspec.json.decode(push, type=Push).message
+        what = decode_publication(publication)
     except (UnicodeDecodeError, msgspec.MsgspecError):
-        return None
+        return []
+    noted = [keys.channel_once(channel, what.message), keys.channel_acked(channel, what.message)]
+    if isinstance(what, Withdraw):
+        noted.append(keys.channel_withdrawn(channel, what.message, what.reason))
+    return noted

@@ -234,7 +234,14 @@ async def open_gateway(core: Core, desk: Desk, doors: AsyncExitStack) -> None:
     settings = core.settings
     gateway = Gateway(
         GatewaySettings(
-            host=settings.gateway_host, port=settings.gateway_port, origins=tuple(settings.allowed_origins)
+            host=settings.gateway_host,
+            port=settings.gateway_port,
+            origins=tuple(settings.allowed_origins),
+            drain_window_s=settings.gateway_drain_s,
+            connections_per_address=settings.connections_per_address,
+            # The demo's page shows the same few people to everybody.
+            connections_per_user=0 if settings.demo else GatewaySettings.connections_per_user,
+            trusted_proxies=tuple(settings.trusted_proxies),
         ),
         Tokens(core.secrets.token.encode(), core.clock),
         core.streams,

@@ -7,6 +7,7 @@ default in force. `docs/reference/settings.md` is made from this module (`nearca
 import os
 import re
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -74,6 +75,24 @@ class Settings(BaseSettings):
     api_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API.")
     gateway_host: str = Field("127.0.0.1", description="Address the WebSocket gateway listens on.")
     gateway_port: int = Field(8081, ge=0, le=65535, description="Port of the WebSocket gateway.")
+    gateway_drain_s: float = Field(
+        10.0,
+        ge=0,
+        le=600,
+        description="Seconds over which a gateway that stops sends its clients elsewhere: they come back at once, so "
+        "all at the same time would be a storm there.",
+    )
+    connections_per_address: int = Field(
+        1_000,
+        ge=0,
+        description="Connections to one gateway from one address (of IPv6: one /64), a shop's Wi-Fi or a carrier's NAT "
+        "for instance; 0: any number.",
+    )
+    trusted_proxies: list[str] = Field(
+        [],
+        description="Addresses or networks of the proxies in front of the gateway, whose X-Forwarded-For is believed. "
+        "A proxy that is not named counts as one address, with `NEARCAST_CONNECTIONS_PER_ADDRESS` for all its clients.",
+    )
     metrics_port: int | None = Field(
         None,
         ge=1,
@@ -180,6 +199,13 @@ class Settings(BaseSettings):
         window = parse_quiet_hours(value)
         if window is not None and window[0] == window[1]:
             raise ValueError("a window that starts when it ends is empty; leave the setting empty instead")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        for network in value:
+            ip_network(network)
         return value
 
     @field_validator("token_secret", "coupon_secret", "link_secret")

@@ -6,11 +6,12 @@ Role = Literal["customer", "staff", "demo"]
 
 
 class Identity(NamedTuple):
-    """Who a token says that a client is. `channels` are all that it may read."""
+    """Who a token says that a client is. `channels` are those it is subscribed to; `client` names the connection."""
 
     sub: str
     role: Role
     channels: tuple[str, ...]
+    client: str = ""
 
 
 class Backend(Protocol):

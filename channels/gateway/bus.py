@@ -1,14 +1,15 @@
 """This node's end of the pub/sub bus: publications in, and word of every time that some may have been missed.
 
-Pub/sub remembers nothing, so each (re)connection may follow a loss. redis-py reconnects and subscribes again by itself,
-silently but for a fresh "subscribe" confirmation: that confirmation is what `connected` is called for.
+Pub/sub remembers nothing, so each (re)connection may follow a loss: `connected` says so.
 """
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
+from contextlib import suppress
 
-from redis.asyncio.client import PubSub
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from channels.gateway.publications import Publication
@@ -25,42 +26,73 @@ Receive = Callable[[str, str, Publication], None]
 
 
 class Bus:
-    """Calls `receive(channel, epoch, publication)` in the order of arrival, `connected()` before the first of them."""
+    """Calls `receive(channel, epoch, publication)` in the order of arrival, `connected()` before the first of them;
+    `control(payload)` for what is said to the node itself.
+    """
 
-    def __init__(self, streams: ChannelStreams, receive: Receive, connected: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        streams: ChannelStreams,
+        receive: Receive,
+        connected: Callable[[], None],
+        control: Callable[[bytes], None],
+    ) -> None:
         self._streams = streams
+        self._names = (keys.node_bus(streams.node), keys.node_bus(streams.alias), keys.nodes_bus())
         self._receive = receive
         self._connected = connected
+        self._control = control
         self._retry_s = FIRST_RETRY_S
+        self._heard = False
 
     async def run(self) -> None:
         """Listen until cancelled."""
         while True:
-            pubsub = self._streams.redis.pubsub()
+            pool = self._streams.redis.connection_pool
+            # RESP 2, because redis-py does more for each message of RESP 3 than we do.
+            connection = pool.connection_class(**{**pool.connection_kwargs, "protocol": 2})
             try:
-                await pubsub.subscribe(keys.node_bus(self._streams.node))
-                await self._listen(pubsub)
+                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py does not annotate it
+                await self._listen(connection)
             except (RedisError, OSError) as error:
                 log.warning("the bus is gone (%s), next try in %.1f s", type(error).__name__, self._retry_s)
             finally:
-                await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py does not annotate it
+                await connection.disconnect()
             await asyncio.sleep(self._retry_s)
             self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
 
-    async def _listen(self, pubsub: PubSub) -> None:
+    async def _listen(self, connection: AbstractConnection) -> None:
+        await connection.send_command("SUBSCRIBE", *self._names)
         pinged = False
         while True:
-            message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=SILENCE_S)
-            if message is None:
-                if pinged:
-                    raise TimeoutError("the bus does not answer")
-                await pubsub.ping()
-                pinged = True
-                continue
-            pinged = False
-            if message["type"] == "message":
-                epoch, offset, channel, data = message["data"].split(b"\n", 3)
-                self._receive(channel.decode(), epoch.decode(), Publication(int(offset), data))
-            elif message["type"] == "subscribe":
+            self._heard = False
+            # One timer for all that comes meanwhile: one for each message would cost as much as the message.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SILENCE_S):
+                    await self._read_forever(connection)
+            if pinged and not self._heard:
+                raise TimeoutError("the bus does not answer")
+            pinged = not self._heard
+            if pinged:
+                await connection.send_command("PING")
+
+    async def _read_forever(self, connection: AbstractConnection) -> None:
+        while True:
+            reply = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+            if reply is None:
+                # What redis-py makes of a connection that the kernel has given up.
+                raise ConnectionError("the connection is lost")
+            self._heard = True
+            if reply[0] == b"message":
+                self._take(reply[2])
+            elif reply[0] == b"subscribe" and reply[2] == len(self._names):
                 self._retry_s = FIRST_RETRY_S
                 self._connected()
+
+    def _take(self, frame: bytes) -> None:
+        epoch, offset, named, data = frame.split(b"\n", 3)
+        if not named:
+            self._control(data)
+            return
+        channel, _, key = named.decode().partition("\x1f")
+        self._receive(channel, epoch.decode(), Publication(int(offset), data, key))

@@ -31,18 +31,51 @@ class Disconnect(NamedTuple):
 INTERNAL = ErrorCode(100, "internal server error", temporary=True)
 PERMISSION_DENIED = ErrorCode(103, "permission denied")
 METHOD_NOT_FOUND = ErrorCode(104, "method not found")
+LIMIT_EXCEEDED = ErrorCode(106, "limit exceeded")
+MALFORMED = ErrorCode(107, "bad request")
 NOT_AVAILABLE = ErrorCode(108, "not available")
 TOKEN_EXPIRED = ErrorCode(109, "token expired")
 TOO_MANY_REQUESTS = ErrorCode(111, "too many requests", temporary=True)
+UNRECOVERABLE = ErrorCode(112, "unrecoverable position")
 
+CLOSED = Disconnect(3000, "connection closed")
 SHUTDOWN = Disconnect(3001, "shutdown")
 EXPIRED = Disconnect(3005, "connection expired")
 SLOW = Disconnect(3008, "slow")
 INSUFFICIENT_STATE = Disconnect(3010, "insufficient state")
 NO_PONG = Disconnect(3012, "no pong")
+FLOODING = Disconnect(3013, "too many requests")
 INVALID_TOKEN = Disconnect(3500, "invalid token")
 BAD_REQUEST = Disconnect(3501, "bad request")
 STALE = Disconnect(3502, "stale")
+FORCED = Disconnect(3503, "force disconnect")
+CONNECTION_LIMIT = Disconnect(3504, "connection limit")
 
-ERRORS = (INTERNAL, PERMISSION_DENIED, METHOD_NOT_FOUND, NOT_AVAILABLE, TOKEN_EXPIRED, TOO_MANY_REQUESTS)
-DISCONNECTS = (SHUTDOWN, EXPIRED, SLOW, INSUFFICIENT_STATE, NO_PONG, INVALID_TOKEN, BAD_REQUEST, STALE)
+#: The code and reason of an `unsubscribe` push after which SDKs don't subscribe again.
+SERVER_UNSUBSCRIBED = Disconnect(2000, "server unsubscribe")
+
+ERRORS = (
+    INTERNAL,
+    PERMISSION_DENIED,
+    METHOD_NOT_FOUND,
+    LIMIT_EXCEEDED,
+    MALFORMED,
+    NOT_AVAILABLE,
+    TOKEN_EXPIRED,
+    TOO_MANY_REQUESTS,
+    UNRECOVERABLE,
+)
+DISCONNECTS = (
+    CLOSED,
+    SHUTDOWN,
+    EXPIRED,
+    SLOW,
+    INSUFFICIENT_STATE,
+    NO_PONG,
+    FLOODING,
+    INVALID_TOKEN,
+    BAD_REQUEST,
+    STALE,
+    FORCED,
+    CONNECTION_LIMIT,
+)

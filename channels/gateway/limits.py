@@ -6,6 +6,8 @@ from nearcast.clock import Clock
 class TokenBucket:
     """Up to `per_minute` at once, and on average."""
 
+    __slots__ = ("_at_s", "_clock", "_full", "_level")
+
     def __init__(self, per_minute: int, clock: Clock) -> None:
         self._full = float(per_minute)
         self._level = self._full
@@ -14,10 +16,18 @@ class TokenBucket:
 
     def take(self) -> bool:
         """True if one more is within the limit."""
-        now_s = self._clock.monotonic_s()
-        self._level = min(self._full, self._level + (now_s - self._at_s) * self._full / 60)
-        self._at_s = now_s
-        if self._level < 1:
+        if self._refilled() < 1:
             return False
         self._level -= 1
         return True
+
+    def spend(self) -> float:
+        """Count one more, whatever the limit; how many are left, below 0 if it was over the limit."""
+        self._level = self._refilled() - 1
+        return self._level
+
+    def _refilled(self) -> float:
+        now_s = self._clock.monotonic_s()
+        self._level = min(self._full, self._level + (now_s - self._at_s) * self._full / 60)
+        self._at_s = now_s
+        return self._level

@@ -14,6 +14,10 @@ from channels.gateway.codes import BAD_REQUEST, METHOD_NOT_FOUND, NOT_AVAILABLE,
 from channels.gateway.publications import Position, Publication, Recovered
 
 PING = b"{}"
+#: A frame of more commands is a bad request: SDKs send a connect together with its subscriptions, and little else.
+MAX_COMMANDS = 64
+#: The bit of a subscription's flags that asks for an error rather than for a subscription with a hole.
+_REJECT_UNRECOVERED = 2
 
 # Offsets above 2^53 are no longer exact in JavaScript, nor in the store's scripts.
 _Offset = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -30,16 +34,41 @@ class Connect(NamedTuple):
 
 
 class Subscribe(NamedTuple):
-    """A subscription that the client asks for itself."""
+    """A subscription that the client asks for itself; with `strict` only if it recovers."""
 
     id: int
     channel: str
     since: Position | None
+    strict: bool = False
 
 
 class Unsubscribe(NamedTuple):
     id: int
     channel: str
+
+
+class Publish(NamedTuple):
+    id: int
+    channel: str
+    data: bytes
+
+
+class History(NamedTuple):
+    """A part of a channel's publications: up to `limit` of them, all if it is -1, only the position if it is 0."""
+
+    id: int
+    channel: str
+    limit: int
+    since: Position | None
+    reverse: bool
+
+
+class Presence(NamedTuple):
+    """Who listens to a channel; only how many, if `counted`."""
+
+    id: int
+    channel: str
+    counted: bool
 
 
 class Rpc(NamedTuple):
@@ -77,7 +106,9 @@ class Close(NamedTuple):
     disconnect: Disconnect
 
 
-Effect = Connect | Subscribe | Unsubscribe | Rpc | Send | Refresh | Pong | Reply | Close
+#: What is asked of an accepted connection, and answered.
+Request = Subscribe | Unsubscribe | Publish | History | Presence | Rpc | Refresh
+Effect = Connect | Request | Send | Pong | Reply | Close
 
 
 class _Recover(msgspec.Struct):
@@ -96,10 +127,28 @@ class _Connect(msgspec.Struct):
 
 class _Subscribe(_Recover, kw_only=True):
     channel: _Channel
+    flag: int = 0
 
 
-class _Unsubscribe(msgspec.Struct):
+class _Of(msgspec.Struct):
     channel: _Channel
+
+
+class _Publish(_Of):
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    # Another type than 0 is for kinds of channels that are not offered here.
+    type: int = 0
+
+
+class _Since(msgspec.Struct):
+    epoch: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    offset: _Offset = 0
+
+
+class _History(_Of):
+    limit: Annotated[int, msgspec.Meta(ge=-1, le=2**31)] = 0
+    since: _Since | None = None
+    reverse: bool = False
 
 
 class _Rpc(msgspec.Struct):
@@ -125,22 +174,17 @@ class _Command(msgspec.Struct):
     id: _CommandId = 0
     connect: _Connect | None = None
     subscribe: _Subscribe | None = None
-    unsubscribe: _Unsubscribe | None = None
+    unsubscribe: _Of | None = None
+    publish: _Publish | None = None
+    history: _History | None = None
+    presence: _Of | None = None
+    presence_stats: _Of | None = None
     rpc: _Rpc | None = None
     send: _Send | None = None
     refresh: _Refresh | None = None
     ping: _Empty | None = None
-    # Known to Centrifuge, not offered here.
-    publish: _Empty | None = None
-    history: _Empty | None = None
-    presence: _Empty | None = None
-    presence_stats: _Empty | None = None
+    # Known to Centrifuge, not offered here: no subscription expires by itself.
     sub_refresh: _Empty | None = None
-
-    @property
-    def not_offered(self) -> bool:
-        asked = (self.publish, self.history, self.presence, self.presence_stats, self.sub_refresh)
-        return any(part is not None for part in asked)
 
 
 _DECODER = msgspec.json.Decoder(_Command)
@@ -149,9 +193,10 @@ _DECODER = msgspec.json.Decoder(_Command)
 class Session:
     """What one client may say next."""
 
+    __slots__ = ("_accepted",)
+
     def __init__(self) -> None:
         self._accepted = False
-        self._closed = False
 
     def accepted(self) -> None:
         """The client's `connect` was accepted."""
@@ -159,8 +204,8 @@ class Session:
 
     def receive(self, text: str) -> Iterator[Effect]:
         """The effects of one text frame; see the module for how to iterate."""
-        lines = [line for line in text.split("\n") if line.strip()]
-        if not lines:
+        lines = [line for line in text.split("\n", MAX_COMMANDS) if line.strip()]
+        if not 0 < len(lines) <= MAX_COMMANDS:
             yield Close(BAD_REQUEST)
             return
         for line in lines:
@@ -188,24 +233,52 @@ def _request(command: _Command) -> Effect:
     number = command.id
     if command.connect is not None:
         subs = command.connect.subs
-        since = {channel: position for channel, sub in subs.items() if (position := sub.since()) is not None}
-        return Connect(number, command.connect.token, since)
+        places = {channel: position for channel, sub in subs.items() if (position := sub.since()) is not None}
+        return Connect(number, command.connect.token, places)
     if command.rpc is not None:
         return Rpc(number, command.rpc.method, bytes(command.rpc.data))
     if command.subscribe is not None:
-        return Subscribe(number, command.subscribe.channel, command.subscribe.since())
+        wanted = command.subscribe
+        return Subscribe(number, wanted.channel, wanted.since(), bool(wanted.flag & _REJECT_UNRECOVERED))
     if command.unsubscribe is not None:
         return Unsubscribe(number, command.unsubscribe.channel)
     if command.refresh is not None:
         return Refresh(number, command.refresh.token)
+    if command.publish is not None and command.publish.type == 0:
+        return Publish(number, command.publish.channel, bytes(command.publish.data))
+    if command.history is not None:
+        asked = command.history
+        since = None if asked.since is None else Position(asked.since.epoch, asked.since.offset)
+        return History(number, asked.channel, asked.limit, since, asked.reverse)
+    if command.presence is not None:
+        return Presence(number, command.presence.channel, counted=False)
+    if command.presence_stats is not None:
+        return Presence(number, command.presence_stats.channel, counted=True)
     if command.ping is not None:
         return Reply(_reply(number, b"ping", b"{}"))
-    return Reply(error(number, NOT_AVAILABLE if command.not_offered else METHOD_NOT_FOUND))
+    not_offered = command.publish is not None or command.sub_refresh is not None
+    return Reply(error(number, NOT_AVAILABLE if not_offered else METHOD_NOT_FOUND))
+
+
+class _Tags(msgspec.Struct):
+    key: str
 
 
 class _Pub(msgspec.Struct):
     data: msgspec.Raw
     offset: int
+    tags: _Tags | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Positions(msgspec.Struct):
+    publications: list[_Pub]
+    epoch: str
+    offset: int
+
+
+class _Listener(msgspec.Struct):
+    client: str
+    user: str
 
 
 class _Subscribed(msgspec.Struct, omit_defaults=True):
@@ -259,6 +332,26 @@ def refreshed(number: int, client: str, version: str, ttl_s: int) -> bytes:
     return _reply(number, b"refresh", _ENCODER.encode(body))
 
 
+def published(number: int) -> bytes:
+    return _reply(number, b"publish", b"{}")
+
+
+def history(number: int, publications: list[Publication], top: Position) -> bytes:
+    body = _Positions([_pub(publication) for publication in publications], top.epoch, top.offset)
+    return _reply(number, b"history", _ENCODER.encode(body))
+
+
+def presence(number: int, listeners: Mapping[str, str]) -> bytes:
+    """The answer to `presence`. `listeners` maps client to user."""
+    body = {client: _Listener(client, user) for client, user in listeners.items()}
+    return _reply(number, b"presence", _ENCODER.encode({"presence": body}))
+
+
+def presence_stats(number: int, listeners: Mapping[str, str]) -> bytes:
+    body = {"num_clients": len(listeners), "num_users": len(set(listeners.values()))}
+    return _reply(number, b"presence_stats", _ENCODER.encode(body))
+
+
 def rpc_result(number: int, data: bytes) -> bytes:
     """The answer to an rpc; `data` is JSON, or empty for none."""
     return _reply(number, b"rpc", b'{"data":%b}' % single_line(data) if data else b"{}")
@@ -270,11 +363,22 @@ def error(number: int, code: ErrorCode) -> bytes:
 
 def push(channel: str, publication: Publication) -> bytes:
     """A publication as every subscriber gets it."""
-    return b'{"push":{"channel":%b,"pub":{"data":%b,"offset":%d}}}' % (
-        _ENCODER.encode(channel),
-        publication.data,
-        publication.offset,
-    )
+    return _push_of(channel, b"pub", _ENCODER.encode(_pub(publication)))
+
+
+def joined(channel: str, found: Recovered) -> bytes:
+    """News for the client: the server has subscribed it to a channel."""
+    return _push_of(channel, b"subscribe", _ENCODER.encode(_subscribed(False, found)))
+
+
+def left(channel: str, why: Disconnect) -> bytes:
+    """News for the client: the server has ended its subscription."""
+    return _push_of(channel, b"unsubscribe", _ENCODER.encode(why._asdict()))
+
+
+def disconnected(why: Disconnect) -> bytes:
+    """The last message where no close frame can say why the connection ends."""
+    return b'{"push":{"disconnect":%b}}' % _ENCODER.encode(why._asdict())
 
 
 def single_line(data: bytes) -> bytes:
@@ -286,6 +390,15 @@ def _reply(number: int, kind: bytes, body: bytes) -> bytes:
     return b'{"id":%d,"%b":%b}' % (number, kind, body)
 
 
+def _push_of(channel: str, kind: bytes, body: bytes) -> bytes:
+    return b'{"push":{"channel":%b,"%b":%b}}' % (_ENCODER.encode(channel), kind, body)
+
+
+def _pub(publication: Publication) -> _Pub:
+    tags = _Tags(publication.key) if publication.key else msgspec.UNSET
+    return _Pub(msgspec.Raw(publication.data), publication.offset, tags)
+
+
 def _subscribed(asked: bool, found: Recovered) -> _Subscribed:
     return _Subscribed(
         epoch=found.position.epoch,
@@ -294,5 +407,5 @@ def _subscribed(asked: bool, found: Recovered) -> _Subscribed:
         positioned=True,
         was_recovering=asked,
         recovered=asked and found.recovered,
-        publications=[_Pub(msgspec.Raw(data), offset) for offset, data in found.publications],
+        publications=[_pub(publication) for publication in found.publications],
     )

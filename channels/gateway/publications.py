@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from nearcast.errors import NearcastError
+
 
 class Position(NamedTuple):
     """Everything up to and including `offset` of `epoch`."""
@@ -11,10 +13,14 @@ class Position(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """One message of a channel; `data` is JSON without line feeds."""
+    """One message of a channel; `data` is JSON without line feeds.
+
+    A later publication with the same `key` replaces this one for those who have not got it yet; "" for none.
+    """
 
     offset: int
     data: bytes
+    key: str = ""
 
 
 class Recovered(NamedTuple):
@@ -23,3 +29,11 @@ class Recovered(NamedTuple):
     publications: list[Publication]
     recovered: bool
     position: Position
+
+
+class Unrecoverable(NearcastError):
+    """What followed a position isn't kept any more, or the position never was."""
+
+
+class Revoked(NearcastError):
+    """The user was logged out after the token had been issued."""

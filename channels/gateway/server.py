@@ -1,42 +1,35 @@
 """The gateway's socket server: accepts connections, and ends them in an orderly way.
 
-`/connection/websocket` is where SDKs connect, `/health` answers plain HTTP. Compression is off: messages are small, and
-a compressor per connection would cost more memory than all the rest of it.
+`/connection/websocket` is where SDKs connect, see `wire`. Compression is off: messages are small, and a compressor per
+connection would cost more memory than all the rest of it.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
-from http import HTTPStatus
+import socket
 
-from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.datastructures import MultipleValuesError
-from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request, Response
-from websockets.typing import Origin, Subprotocol
-
+from channels.gateway.addresses import Addresses
 from channels.gateway.backend import Backend
-from channels.gateway.client import Client, Services, envelope_of
-from channels.gateway.codes import SHUTDOWN
+from channels.gateway.client import Services, envelope_of
+from channels.gateway.clients import Clients
+from channels.gateway.emulation import Sessions
+from channels.gateway.fallback import Fallback
 from channels.gateway.hub import Hub, end, guarded
 from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
-from channels.gateway.transport import WebSocketTransport
+from channels.gateway.turnstile import Turnstile
+from channels.gateway.users import Users
 from channels.gateway.wheel import Wheel
+from channels.gateway.wire import Door, Wire
 from nearcast.clock import Clock
-from nearcast.metrics import CONNECTIONS
 
 log = logging.getLogger("nearcast.channels.gateway")
-# Below INFO websockets logs whole frames, which carry tokens and personal data; INFO is two lines per connection.
-_socket_log = logging.getLogger("nearcast.channels.gateway.sockets")
-_socket_log.setLevel(logging.WARNING)
 
-CONNECT_PATH = "/connection/websocket"
-HEALTH_PATH = "/health"
-_PROTOBUF = "centrifuge-protobuf"
-_JSON = Subprotocol("centrifuge-json")
+#: Connections that the kernel keeps until they are accepted; one that finds no room there tries again a second later.
+LISTEN_BACKLOG = 4096
+#: Accepted in one turn of the loop; the others wait that long.
+ACCEPTED_AT_ONCE = 64
 
 
 class Gateway:
@@ -45,36 +38,35 @@ class Gateway:
     def __init__(
         self, settings: GatewaySettings, tokens: Tokens, streams: ChannelStreams, backend: Backend, clock: Clock
     ) -> None:
+        """Raises ValueError for a trusted proxy that is no network."""
         self._settings = settings
-        self._hub = Hub(streams, envelope_of)
         self._wheel = Wheel(clock, settings.tick_s)
-        self._services = Services(settings, tokens, self._hub, backend, self._wheel, clock)
-        self._clients: set[Client] = set()
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self._server: Server | None = None
+        self._users = Users(settings.connections_per_user)
+        self._hub = Hub(streams, envelope_of, self._control)
+        services = Services(settings, tokens, self._hub, streams, self._users, backend, self._wheel, clock)
+        self._clients = Clients()
+        self._turnstile = Turnstile(settings.handshakes_per_second, settings.joins_at_once, settings.queue_s, clock)
+        addresses = Addresses(settings.connections_per_address, settings.trusted_proxies)
+        self._sessions = Sessions(services, self._clients, streams.alias, streams.tell)
+        self._fallback = Fallback(services, self._sessions, addresses, self._turnstile)
+        self._door = Door(services, self._clients, addresses, self._turnstile, self._fallback)
+        self._server: asyncio.Server | None = None
         self._turning: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen. Raises OSError if the port is taken."""
         settings = self._settings
-        self._server = await serve(
-            self._serve,
-            settings.host,
-            settings.port,
-            origins=[None, *map(Origin, settings.origins)],
-            select_subprotocol=_select_subprotocol,
-            compression=None,
-            process_request=_answer_http,
-            open_timeout=settings.connect_timeout_s,
-            # The protocol has pings of its own, see `Client.due`.
-            ping_interval=None,
-            close_timeout=settings.close_timeout_s,
-            max_size=settings.max_frame_bytes,
-            max_queue=4,
-            server_header=None,
-            logger=_socket_log,
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: Wire(self._door), settings.host, settings.port, backlog=ACCEPTED_AT_ONCE, start_serving=False
         )
+        for listening in self._server.sockets:
+            # Its connections inherit it.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_bytes)
+        await self._server.start_serving()
+        for listening in self._server.sockets:
+            # asyncio takes its own number both for this and for how many it accepts at once.
+            with listening.dup() as handle:
+                handle.listen(LISTEN_BACKLOG)
         self._turning = asyncio.create_task(guarded("gateway-wheel", self._wheel.run), name="gateway-wheel")
         self._hub.start()
         log.info("the gateway listens on %s:%d", settings.host, self.port)
@@ -83,14 +75,16 @@ class Gateway:
         """Take no more connections, let running commands end, ask every client to connect elsewhere."""
         if self._server is None or self._turning is None:
             return
-        self._server.close(close_connections=False)
-        for client in list(self._clients):
-            client.drain()
-        await self._wait_for_clients(self._settings.drain_s)
-        for client in list(self._clients):
-            client.close(SHUTDOWN)
+        self._server.close()
+        self._fallback.draining = True
+        self._turnstile.close()
+        await self._clients.drain(self._settings.drain_window_s)
+        await self._clients.left(self._settings.drain_s)
+        self._clients.close()
         # The wheel cuts off those that don't answer.
-        await self._wait_for_clients(self._settings.close_timeout_s + 2 * self._settings.tick_s)
+        await self._clients.left(self._settings.close_timeout_s + 2 * self._settings.tick_s)
+        await self._door.close()
+        await self._fallback.stop()
         await self._server.wait_closed()
         await end([self._turning])
         await self._hub.stop()
@@ -104,48 +98,7 @@ class Gateway:
         address = self._server.sockets[0].getsockname()
         return int(address[1])
 
-    async def _serve(self, connection: ServerConnection) -> None:
-        transport = WebSocketTransport(connection)
-        client = Client(transport, self._services)
-        self._clients.add(client)
-        self._empty.clear()
-        CONNECTIONS.inc()
-        try:
-            # A connection that breaks is the normal end of a phone's.
-            with suppress(ConnectionClosed):
-                async for message in connection:
-                    await client.take(message)
-        finally:
-            client.left()
-            if not client.closed:
-                transport.count_close()
-            CONNECTIONS.dec()
-            self._clients.discard(client)
-            if not self._clients:
-                self._empty.set()
-
-    async def _wait_for_clients(self, timeout_s: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._empty.wait()
-
-
-def _answer_http(connection: ServerConnection, request: Request) -> Response | None:
-    """What is not a WebSocket handshake for the connect path gets its answer here."""
-    path = request.path.split("?", 1)[0]
-    if path == HEALTH_PATH:
-        return connection.respond(HTTPStatus.OK, "ok\n")
-    if path != CONNECT_PATH:
-        return connection.respond(HTTPStatus.NOT_FOUND, f"Connect to {CONNECT_PATH}.\n")
-    try:
-        offered = request.headers.get("Sec-WebSocket-Protocol", "")
-    except MultipleValuesError:
-        return None
-    if _PROTOBUF in offered:
-        return connection.respond(HTTPStatus.BAD_REQUEST, "This server speaks the JSON protocol: turn Protobuf off.\n")
-    return None
-
-
-def _select_subprotocol(_connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    """JSON needs no subprotocol; it is named only to clients that offer it."""
-    return _JSON if _JSON in offered else None
+    def _control(self, frame: bytes) -> None:
+        """What another process says to this node."""
+        if not self._sessions.hand_over(frame):
+            self._users.hand_over(frame)

@@ -34,6 +34,7 @@ class Verified(NamedTuple):
 
     identity: Identity
     expires_ms: int
+    issued_ms: int = 0
 
 
 class _Claims(msgspec.Struct):
@@ -82,4 +83,4 @@ class Tokens:
             raise Unauthenticated("invalid_token", "the token is not valid yet")
         own = (f"customer:{claims.sub}",) if claims.role == "customer" else ()
         channels = tuple(dict.fromkeys((*own, *claims.channels)))
-        return Verified(Identity(claims.sub, claims.role, channels), claims.exp * 1000)
+        return Verified(Identity(claims.sub, claims.role, channels), claims.exp * 1000, claims.iat * 1000)

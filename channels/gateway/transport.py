@@ -1,27 +1,32 @@
-"""How a client's bytes get out: what `Client` asks of a connection, and the WebSocket that gives it.
+"""How a client's bytes get out: what `Client` asks of a connection, and what is sent to many.
 
 Messages are single lines of JSON. What goes to many clients is an `Envelope`, which every kind of transport frames only
 once, whoever asks first.
 """
 
+import asyncio
+import socket
+import struct
+from contextlib import suppress
 from typing import Protocol
 
-from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
-from websockets.protocol import State
 
 from channels.gateway.codes import Disconnect
-from nearcast.metrics import DISCONNECTS
+
+_NOTHING_LINGERS = struct.pack("ii", 1, 0)
 
 
 class Envelope:
-    """One message for many clients."""
+    """One message for many clients. For a client with a backlog, one with the same `key` replaces it."""
 
-    __slots__ = ("_websocket", "json")
+    __slots__ = ("_event", "_websocket", "json", "key")
 
-    def __init__(self, json: bytes) -> None:
+    def __init__(self, json: bytes, key: str = "") -> None:
         self.json = json
+        self.key = key
         self._websocket: bytes | None = None
+        self._event: bytes | None = None
 
     @property
     def websocket(self) -> bytes:
@@ -29,6 +34,13 @@ class Envelope:
         if self._websocket is None:
             self._websocket = frame(self.json)
         return self._websocket
+
+    @property
+    def event(self) -> bytes:
+        """An event of an event stream, but for its id."""
+        if self._event is None:
+            self._event = b"data: %b\n\n" % self.json
+        return self._event
 
 
 class Transport(Protocol):
@@ -61,42 +73,13 @@ class Transport(Protocol):
         ...
 
 
+def cut_off(connection: asyncio.Transport) -> None:
+    """Close at once and throw away what was not sent: else the kernel would go on sending to who takes next to none."""
+    if (socket_of := connection.get_extra_info("socket")) is not None:
+        with suppress(OSError):
+            socket_of.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NOTHING_LINGERS)
+    connection.abort()
+
+
 def frame(json: bytes) -> bytes:
     return Frame(Opcode.TEXT, json).serialize(mask=False)
-
-
-class WebSocketTransport:
-    """Writes whole frames past `websockets`' own send, which would wait for a client that doesn't read."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: ServerConnection) -> None:
-        self._connection = connection
-
-    @property
-    def is_open(self) -> bool:
-        return self._connection.state is State.OPEN and not self._connection.transport.is_closing()
-
-    @property
-    def backlog(self) -> int:
-        return self._connection.transport.get_write_buffer_size()
-
-    def send(self, json: bytes) -> None:
-        self._connection.transport.write(frame(json))
-
-    def send_envelope(self, envelope: Envelope) -> None:
-        self._connection.transport.write(envelope.websocket)
-
-    def close(self, disconnect: Disconnect) -> None:
-        if self._connection.state is State.OPEN:
-            self._connection.protocol.send_close(disconnect.code, disconnect.reason)
-            self._connection.send_data()
-
-    def abort(self) -> None:
-        self._connection.transport.abort()
-
-    def count_close(self) -> None:
-        """Count what `websockets` closed by itself: a frame that is too large, text that is not UTF-8."""
-        rules = self._connection.protocol
-        if rules.close_sent is not None and not rules.close_rcvd_then_sent:
-            DISCONNECTS.labels(str(rules.close_sent.code)).inc()

@@ -87,7 +87,10 @@ class Play:
             self._reachable[person.phone] = self._reachable[person.email] = person
         async with contextlib.AsyncExitStack() as stack:
             devices = {
-                person.uid: await stack.enter_async_context(Device(child.gateway_url, child.token(person.uid)))
+                # The same phone that the page shows.
+                person.uid: await stack.enter_async_context(
+                    Device(child.gateway_url, child.token(person.uid), device="phone")
+                )
                 for person in stage.people
                 if person.connected
             }

@@ -13,6 +13,8 @@ const OCCASIONS = {
   pickup_wrong_store: "Your order",
 };
 const MAX_CARDS = 12;
+// One phone per customer: also in another window, and played by the demo's driver.
+const DEVICE = "phone";
 const money = new Intl.NumberFormat("en-US", { style: "currency", currency: "USD" });
 const time = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
 
@@ -47,10 +49,14 @@ export class Phone {
 
   receive(push) {
     if (push.kind === "withdraw") {
-      this.offers.get(push.message)?.remove();
+      // What this phone was the first to show stays.
+      if (push.reason !== "elsewhere" || push.by !== DEVICE) this.offers.get(push.message)?.withdraw();
       return;
     }
-    this.client.rpc("ack", { message: push.message, decision: push.decision }).catch(() => {});
+    this.client.rpc("ack", { message: push.message, decision: push.decision, device: DEVICE }).then(
+      ({ data }) => data?.won === false && this.offers.get(push.message)?.withdraw(),
+      () => {},
+    );
     if (this.offers.has(push.message)) return;
     const offer = new Offer(push, (method, data) => this.client.rpc(method, data).then((reply) => reply.data));
     this.offers.set(push.message, offer);
@@ -90,7 +96,7 @@ class Offer {
     this.applyButton = button("Apply coupon", () => this.apply(), "main");
     this.actions = element("div", "actions");
     this.actions.append(this.applyButton, this.openButton);
-    const dismiss = button("×", () => this.remove(), "dismiss");
+    const dismiss = button("×", () => this.dismiss(), "dismiss");
     dismiss.setAttribute("aria-label", `Dismiss: ${push.title}`);
     this.problem = element("p", "problem");
     this.problem.setAttribute("role", "alert");
@@ -148,6 +154,17 @@ class Offer {
       this.element.classList.add("over");
       this.bar.hidden = true;
     }
+  }
+
+  /** Closed here, an offer closes on the customer's other devices; a coupon is kept there. */
+  dismiss() {
+    if (!this.coupon) this.call("dismiss", { message: this.push.message, decision: this.push.decision }).catch(() => {});
+    this.remove();
+  }
+
+  /** The message is no more; a coupon that was applied is still good. */
+  withdraw() {
+    if (!this.coupon) this.remove();
   }
 
   remove() {

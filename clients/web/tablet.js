@@ -17,40 +17,73 @@ export class Tablet {
 
   receive(push) {
     if (push.kind === "withdraw") {
-      this.alerts.get(push.message)?.remove();
-      this.alerts.delete(push.message);
+      this.withdraw(push);
       return;
     }
     this.client.rpc("ack", { message: push.message, decision: push.decision }).catch(() => {});
     if (this.alerts.has(push.message)) return;
-    const alert = element("li", "alert");
+    const row = element("li", "alert");
     const place = [push.fence_name || this.nameOfFence(push.fence), push.store_name].filter(Boolean).join(", ");
     const who = push.customer ? `Shopper ${push.customer} · ` : "";
-    const claim = button("I’ll go", () => this.claim(push, alert, claim), "claim");
-    claim.setAttribute("aria-label", `I’ll go: ${push.title}, ${place}`);
-    alert.append(element("h3", "", push.title), claim, element("p", "", `${place || push.body} · ${who}${clock.format(push.at_ms)}`));
+    const alert = { push, row, asked: false, button: null };
+    alert.button = button("I’ll go", () => this.claim(alert), "claim");
+    alert.button.setAttribute("aria-label", `I’ll go: ${push.title}, ${place}`);
+    row.append(element("h3", "", push.title), alert.button, element("p", "", `${place || push.body} · ${who}${clock.format(push.at_ms)}`));
     this.alerts.set(push.message, alert);
-    this.list.prepend(alert);
+    this.list.prepend(row);
     while (this.list.childElementCount > MAX_ALERTS) this.list.lastElementChild.remove();
   }
 
-  async claim(push, alert, claim) {
-    claim.disabled = true;
-    let text;
-    try {
-      const { data } = await this.client.rpc("assist.claim", { message: push.message });
-      text = data.won ? "You’re on it" : "A colleague goes";
-    } catch (error) {
-      text = explain(error);
-      claim.disabled = false;
-      claim.title = text;
-      return;
+  withdraw({ message, reason }) {
+    const alert = this.alerts.get(message);
+    if (!alert) return;
+    if (reason !== "claimed") {
+      this.alerts.delete(message);
+      alert.row.remove();
+    } else if (!alert.asked) {
+      // Whoever asked here learns from the answer who goes.
+      this.settle(alert, "A colleague goes");
     }
-    alert.classList.add("done");
-    const taken = element("p", "taken", text);
-    taken.setAttribute("role", "status");
-    taken.tabIndex = -1;
-    claim.replaceWith(taken);
-    taken.focus({ preventScroll: true });
+  }
+
+  async claim(alert) {
+    const data = await this.ask(alert, "assist.claim", { message: alert.push.message });
+    if (!data) return;
+    const done = data.won ? button("Helped", () => this.close(alert), "claim") : null;
+    this.settle(alert, data.won ? "You’re on it" : "A colleague goes", done).focus({ preventScroll: true });
+  }
+
+  /** The shopper is served: the alert goes from all tablets. */
+  async close(alert) {
+    const { message, decision } = alert.push;
+    if (await this.ask(alert, "assist.close", { message, decision, outcome: "helped" })) this.withdraw({ message });
+  }
+
+  async ask(alert, method, data) {
+    alert.asked = alert.button.disabled = true;
+    try {
+      return (await this.client.rpc(method, data)).data;
+    } catch (error) {
+      alert.asked = alert.button.disabled = false;
+      alert.button.title = explain(error);
+      return null;
+    }
+  }
+
+  /** Say who goes, in place of the button; with another button if there is something left to do. */
+  settle(alert, text, next = null) {
+    alert.row.classList.add("done");
+    const taken = element("div", "taken");
+    const said = element("p", "", text);
+    said.setAttribute("role", "status");
+    said.tabIndex = -1;
+    taken.append(said);
+    alert.button.replaceWith(taken);
+    if (next) {
+      alert.button = next;
+      next.setAttribute("aria-label", `Helped: ${alert.push.title}`);
+      taken.append(next);
+    }
+    return said;
   }
 }

@@ -9,6 +9,7 @@ from nearcast.events import MAX_BODY_BYTES
 from server.api import (
     callbacks,
     catalogue,
+    channels,
     customers,
     demo,
     description,
@@ -39,7 +40,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.buckets = Buckets(services.limits.rate, services.clock)
     routed = (
-        events, catalogue, customers, tills, trips, callbacks, reader_pages, footfall, operations, description,
+        events, catalogue, customers, channels, tills, trips, callbacks, reader_pages, footfall, operations,
+        description,
     )  # fmt: skip
     for module in routed:
         app.include_router(module.router)

@@ -1,4 +1,4 @@
-"""One customer over HTTP: read, consent, decisions, erase, and how far erasing got.
+"""One customer over HTTP: read, consent, decisions, recalling a message, logout, erase, and how far erasing got.
 
 A customer's id may hold a slash, so these paths take the rest of the path as the id.
 """
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from nearcast.errors import NotFound
 from nearcast.events import ConsentScope
-from nearcast.ids import CustomerId, PromotionId, StoreId
+from nearcast.ids import CustomerId, MessageId, PromotionId, StoreId
 from server.api.auth import Allow, Behind
 from server.api.bodies import accepts, answer, checked_id, read
 
@@ -81,6 +81,25 @@ async def get_customer(customer: str, services: Behind) -> Response:
         raise NotFound("unknown_customer", "nothing is known of this customer")
     profile, presence = found
     return answer({"customer": _readable(profile), "presence": _readable(presence)})
+
+
+@router.post(
+    "/v1/customers/{customer:path}/messages/{message}/recall", status_code=204, dependencies=[Depends(Allow("admin"))]
+)
+async def recall_message(customer: str, message: str, services: Behind) -> Response:
+    """Take a message back: devices that show it stop, and those that are away never get it.
+
+    An SMS or a mail that went out is out, and a coupon that was applied stays good.
+    """
+    await services.recall(_id(customer), MessageId(checked_id(message, "path.message")))
+    return Response(status_code=204)
+
+
+@router.post("/v1/customers/{customer:path}/logout", status_code=204, dependencies=[Depends(Allow("admin"))])
+async def log_out(customer: str, services: Behind) -> Response:
+    """Close the connections of the customer's devices. They can connect again with a token issued after this."""
+    await services.logout(_id(customer))
+    return Response(status_code=204)
 
 
 @router.delete("/v1/customers/{customer:path}", status_code=202, dependencies=[Depends(Allow("admin"))])

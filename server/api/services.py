@@ -14,7 +14,7 @@ from nearcast.clock import Clock
 from nearcast.customer import Customer, Presence, Trip
 from nearcast.decisions import Decision
 from nearcast.events import Channel, ConsentScope, IntakeEvent
-from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, StoreId
+from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, StoreId
 from nearcast.messages import Push
 from offers.explain import Explanation
 from offers.worldfile import WorldFile
@@ -122,6 +122,21 @@ class Services(Decided, Protocol):
 
     async def pickups(self, store: StoreId) -> list[tuple[CustomerId, Trip]]:
         """Who is on the way to a store to pick an order up, or there. Raises `NotFound`."""
+        ...
+
+    async def recall(self, customer: CustomerId, message: MessageId) -> None:
+        """Take a message back from every device, now or when it connects again. Raises `NotFound`."""
+        ...
+
+    async def logout(self, customer: CustomerId) -> None:
+        """Close the customer's connections, and refuse the gateway tokens that were issued until now."""
+        ...
+
+    async def publish(self, channel: str, data: bytes, *, key: str = "", once: str | None = None) -> tuple[str, int]:
+        """Publish JSON on a public channel; its epoch and offset.
+
+        A later publication of the same `key` makes this one needless. The same `once` again publishes nothing.
+        """
         ...
 
     async def apply(self, customer: CustomerId, decision: DecisionId, channel: Channel | None = None) -> Coupon:

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from channels.contract import Outgoing, one_line
-from channels.push import PushChannel
+from channels.push import PushChannel, withdraw
 from nearcast.errors import DropSend, FallBack, RetrySend, Unavailable
-from nearcast.messages import Push
+from nearcast.messages import Push, Withdraw, decode_publication
 from tests.channels.examples import a_message, outgoing
 
 
@@ -16,11 +16,20 @@ class Recorder:
     def __init__(self, *connected: str) -> None:
         self.listening = set(connected)
         self.published: list[tuple[str, str, bytes]] = []
+        self.withdrawn: list[tuple[str, str, bytes]] = []
+        self.reasons: list[str] = []
         self.away = False
 
     async def publish_once(self, channel: str, key: str, data: bytes) -> object:
         self.published.append((channel, key, data))
         return None
+
+    async def withdraw(self, channel: str, key: str, data: bytes, reason: str) -> bool:
+        if self.away:
+            raise Unavailable("away")
+        self.withdrawn.append((channel, key, data))
+        self.reasons.append(reason)
+        return True
 
     async def connected(self, channel: str) -> bool:
         if self.away:
@@ -71,6 +80,43 @@ async def test_a_store_that_is_away_is_retried() -> None:
     publisher.away = True
     with pytest.raises(RetrySend):
         await PushChannel(publisher).send(outgoing())
+
+
+async def test_withdrawing() -> None:
+    """The withdrawal names the message, why, and who; the publication that it takes back is the message's own."""
+    publisher = Recorder()
+    sent = outgoing().message
+    await withdraw(publisher, "customer:anna", Withdraw(message=sent.id, reason="elsewhere", by="phone"))
+    ((channel, key, data),) = publisher.withdrawn
+    assert (channel, key) == ("customer:anna", sent.id)
+    assert data == b'{"kind":"withdraw","message":"%b","reason":"elsewhere","by":"phone"}' % sent.id.encode()
+    assert decode_publication(data) == Withdraw(message=sent.id, reason="elsewhere", by="phone")
+    assert publisher.published == []
+    assert publisher.reasons == ["elsewhere"]
+
+
+@pytest.mark.parametrize(("kind", "channel"), [("offer", "customer:anna"), ("assist", "staff:s1")])
+async def test_recalling(kind: str, channel: str) -> None:
+    """A message is taken back where it was sent; under its own key, so that it can't be published any more either."""
+    publisher = Recorder()
+    message = a_message(kind=kind)
+    await PushChannel(publisher).recall(message)
+    assert {(where, key) for where, key, _ in publisher.withdrawn} == {(channel, message.id)}
+    assert (channel, message.id) in {(where, key) for where, key, _ in publisher.published}
+    told = {data for _, _, data in (*publisher.withdrawn, *publisher.published)}
+    assert {decode_publication(data) for data in told} == {Withdraw(message=message.id, reason="recalled")}
+
+
+async def test_recalling_what_reached_nobody() -> None:
+    """An alert without a store was nowhere; with the gateway's store away it is to be tried again."""
+    nowhere = a_message(kind="assist")
+    nowhere.store = None
+    with pytest.raises(DropSend):
+        await PushChannel(Recorder()).recall(nowhere)
+    publisher = Recorder()
+    publisher.away = True
+    with pytest.raises(RetrySend):
+        await PushChannel(publisher).recall(a_message())
 
 
 def test_texts_from_outside_are_made_one_line() -> None:

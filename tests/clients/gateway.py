@@ -41,6 +41,10 @@ class ScriptedGateway:
         self.sent: list[Any] = []
         self.pongs = 0
         self.refuse: dict[str, Any] | None = None
+        #: Tokens that get error 109, how long the others last, and those handed in later.
+        self.expired: set[str] = set()
+        self.ttl_s = 0.0
+        self.refreshes: list[str] = []
         self.close_with: tuple[int, str] | None = None
         self.answer: Callable[[str, Any], dict[str, Any] | None] = lambda method, data: {"rpc": {"data": {}}}
         self.sockets: set[ServerConnection] = set()
@@ -56,6 +60,10 @@ class ScriptedGateway:
         """Append to the history, and send to whoever is connected."""
         self.history.append(push_data(number))
         await self.send({"push": {"channel": CHANNEL, "pub": self._publication(len(self.history))}})
+
+    async def say(self, data: object) -> None:
+        """Publish data to whoever is connected, outside the history."""
+        await self.send({"push": {"channel": CHANNEL, "pub": {"data": data}}})
 
     async def send(self, *messages: dict[str, Any]) -> None:
         """All messages in one frame, a line each."""
@@ -88,9 +96,11 @@ class ScriptedGateway:
             if self.close_with is not None:
                 await socket.close(*self.close_with)
                 return
-            reply = {"error": self.refuse} if self.refuse else {"connect": self._connected(command["connect"])}
+            expired = command["connect"]["token"] in self.expired
+            refuse = {"code": 109, "message": "token expired"} if expired else self.refuse
+            reply = {"error": refuse} if refuse else {"connect": self._connected(command["connect"])}
             await socket.send(json.dumps({"id": command["id"], **reply}))
-            if not self.refuse:
+            if not refuse:
                 self.sockets.add(socket)
                 self.by_token[command["connect"]["token"]] = socket
         elif "rpc" in command:
@@ -98,6 +108,9 @@ class ScriptedGateway:
             answer = self.answer(command["rpc"]["method"], command["rpc"]["data"])
             if answer is not None:
                 await socket.send(json.dumps({"id": command["id"], **answer}))
+        elif "refresh" in command:
+            self.refreshes.append(command["refresh"]["token"])
+            await socket.send(json.dumps({"id": command["id"], "refresh": {"client": "c", "ttl": self.ttl_s}}))
         elif "send" in command:
             self.sent.append(command["send"]["data"])
         elif command == {}:
@@ -115,7 +128,8 @@ class ScriptedGateway:
             "recovered": recovered,
             "publications": [self._publication(offset) for offset in missed],
         }
-        return {"client": "c", "version": "t", "ping": 25, "pong": True, "subs": {CHANNEL: subscribed}}
+        about = {"client": "c", "version": "t", "ping": 25, "pong": True, "ttl": self.ttl_s}
+        return {**about, "subs": {CHANNEL: subscribed}}
 
     def _publication(self, offset: int) -> dict[str, Any]:
         return {"data": self.history[offset - 1], "offset": offset}

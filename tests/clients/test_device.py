@@ -1,14 +1,14 @@
 """A device gets every push once and in order, through breaks, and says what it can't know."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from clients.device import Claim, Coupon, Device, Dropped, Refused
 from nearcast.errors import Unavailable
 from nearcast.events import Location
-from nearcast.messages import Push
+from nearcast.messages import Push, Withdraw
 from tests.clients.gateway import CHANNEL, ScriptedGateway, push_data, scripted_gateway, until
 
 FIX = Location(id="fix-1", uid="ann", ts=1, lat=48.2, lng=16.37)
@@ -87,26 +87,31 @@ async def test_calls(gateway: ScriptedGateway) -> None:
     answers = {
         "apply": {"code": "ABC", "state": "applied", "expires_ms": 9},
         "assist.claim": {"claimed_by": "me", "won": True},
+        "ack": {"won": False},
     }
     gateway.answer = lambda method, data: {"rpc": {"data": answers.get(method, {})}}
-    async with Device(gateway.url, "token") as device:
+    async with Device(gateway.url, "token", device="phone-1") as device:
         await gateway.publish(1)
         (push,) = await take(device, 1)
-        await device.ack(push)
+        assert not await device.ack(push)
         await device.open(push)
+        await device.dismiss(push)
         assert await device.apply(push) == Coupon("ABC", 9)
         assert await device.claim(push) == Claim("me", won=True)
+        await device.close_assist(push, "helped")
         await device.event(FIX)
         await device.send_event(FIX)
         await until(lambda: bool(gateway.sent))
     named = {"message": "m1", "decision": "d1"}
-    assert gateway.calls[:4] == [
-        ("ack", named),
+    assert gateway.calls[:6] == [
+        ("ack", named | {"device": "phone-1"}),
         ("open", named),
+        ("dismiss", named),
         ("apply", {"decision": "d1"}),
         ("assist.claim", {"message": "m1"}),
+        ("assist.close", named | {"outcome": "helped"}),
     ]
-    method, event = gateway.calls[4]
+    method, event = gateway.calls[6]
     assert (method, event["id"], event["type"]) == ("event", "fix-1", "location")
     assert gateway.sent[0]["id"] == "fix-1"
 
@@ -187,3 +192,99 @@ async def test_no_server_is_unavailable() -> None:
     with pytest.raises(Unavailable):
         await device.open_connection(timeout_s=0.3)
     await device.close()
+
+
+async def test_what_is_withdrawn_is_not_shown(gateway: ScriptedGateway) -> None:
+    """A push that nobody has read yet is taken back before anybody does; the app hears of it, and of one it shows."""
+    withdrawn: list[Withdraw] = []
+    async with Device(gateway.url, "token", on_withdraw=withdrawn.append) as device:
+        await gateway.publish(1)
+        await take(device, 1)
+        await gateway.publish(2)
+        await gateway.publish(3)
+        for number, reason in ((1, "recalled"), (2, "dismissed")):
+            await gateway.say({"kind": "withdraw", "message": f"m{number}", "reason": reason})
+        await until(lambda: len(withdrawn) == 2)
+        assert [push.message for push in await take(device, 1)] == ["m3"]
+    assert [(withdraw.message, withdraw.reason) for withdraw in withdrawn] == [("m1", "recalled"), ("m2", "dismissed")]
+
+
+async def test_the_first_to_acknowledge_goes_on_showing_it(gateway: ScriptedGateway) -> None:
+    """What is withdrawn because this very device shows it stays, also before the reply to its ack has come."""
+    withdrawn: list[Withdraw] = []
+    async with Device(gateway.url, "token", device="phone-1", on_withdraw=withdrawn.append) as device:
+        await gateway.publish(1)
+        await gateway.say({"kind": "withdraw", "message": "m1", "reason": "elsewhere", "by": "phone-1"})
+        await gateway.publish(2)
+        await gateway.say({"kind": "withdraw", "message": "m2", "reason": "elsewhere", "by": "phone-2"})
+        await until(lambda: bool(withdrawn))
+        assert [push.message for push in await take(device, 1)] == ["m1"]
+    assert [withdraw.message for withdraw in withdrawn] == ["m2"]
+
+
+@pytest.mark.parametrize("data", [{"kind": "poem", "message": "m1"}, {"sold_out": ["4711"]}, ["m1"], "m1", None])
+async def test_what_is_no_message_is_left_alone(gateway: ScriptedGateway, data: object) -> None:
+    """A publication of a kind that this release doesn't know breaks nothing."""
+    async with Device(gateway.url, "token") as device:
+        await gateway.say(data)
+        await gateway.publish(2)
+        assert [push.message for push in await take(device, 1)] == ["m2"]
+        assert device.connects == 1
+
+
+class Issuer:
+    """Hands out tokens; what `faults` holds is raised first."""
+
+    def __init__(self, *faults: Exception) -> None:
+        self.faults = list(faults)
+        self.issued = 0
+
+    async def token(self) -> str:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.issued += 1
+        return f"fresh-{self.issued}"
+
+
+async def test_an_expired_token_is_replaced(gateway: ScriptedGateway) -> None:
+    """Refused as expired, the device fetches a token and connects with it; a fault of the issuer is waited for."""
+    issuer = Issuer(OSError("the issuer is away"))
+    gateway.expired = {"old"}
+    async with Device(gateway.url, "old", get_token=issuer.token):
+        assert [connect["token"] for connect in gateway.connects] == ["old", "fresh-1"]
+
+
+@pytest.mark.parametrize("get_token", [None, Issuer(Refused(401, "signed_out")).token])
+async def test_no_other_token_to_be_had(gateway: ScriptedGateway, get_token: Callable[[], Awaitable[str]]) -> None:
+    """Without a way to get one, or where the app says that there will be none, an expired token is the end."""
+    gateway.expired = {"old"}
+    with pytest.raises(Refused):
+        async with Device(gateway.url, "old", get_token=get_token):
+            pass
+    assert len(gateway.connects) == 1
+
+
+async def test_a_token_is_renewed_in_time(gateway: ScriptedGateway) -> None:
+    """Before it runs out a new one goes over the open connection, and is the one to connect with from then on."""
+    issuer = Issuer()
+    gateway.ttl_s = 0.05
+    async with Device(gateway.url, "old", get_token=issuer.token) as device:
+        await until(lambda: len(gateway.refreshes) == 2)
+        assert gateway.refreshes[:2] == ["fresh-1", "fresh-2"]
+        assert device.connects == 1
+        await gateway.drop()
+        await until(lambda: len(gateway.connects) == 2)
+        assert gateway.connects[1]["token"].startswith("fresh-")
+
+
+async def test_leaving_a_channel(gateway: ScriptedGateway) -> None:
+    """Unsubscribed by the server, the device asks for nothing of that channel any more."""
+    async with Device(gateway.url, "token") as device:
+        await gateway.publish(1)
+        await take(device, 1)
+        await gateway.send(
+            {"push": {"channel": CHANNEL, "unsubscribe": {"code": 2000, "reason": "server unsubscribe"}}}
+        )
+        await gateway.drop()
+        await until(lambda: device.connects == 2)
+        assert gateway.connects[1]["subs"] == {}

@@ -74,6 +74,7 @@ def _answers(method: str, data: Any) -> dict[str, Any]:
     replies = {
         "apply": {"code": "ABCDE12345FGHJK67890", "state": "applied", "expires_ms": 1_790_000_000_000},
         "assist.claim": {"claimed_by": "me", "won": True},
+        "assist.close": {"outcome": "helped"},
     }
     return {"rpc": {"data": replies.get(method, {})}}
 
@@ -86,15 +87,26 @@ async def test_a_push_is_shown_acknowledged_opened_and_applied(demo: Demo) -> No
     card = phone.locator(".offer")
     await expect(card.get_by_role("heading")).to_have_text("Fresh milk here")
     await expect(card).to_contain_text("$2.29")
-    await until(lambda: ("ack", {"message": "m1", "decision": "d1"}) in demo.gateway.calls)
+    await until(lambda: ("ack", {"message": "m1", "decision": "d1", "device": "phone"}) in demo.gateway.calls)
     assert await demo.page.locator(".phone").nth(1).locator(".offer").count() == 0
     await card.get_by_role("button", name="Open").click()
     await expect(card).to_contain_text("Body")
     await card.get_by_role("button", name="Apply coupon").click()
     await expect(card.locator(".coupon strong")).to_have_text("ABCDE 12345 FGHJK 67890")
     assert [method for method, _ in demo.gateway.calls] == ["ack", "open", "apply"]
+    await demo.push(1, kind="withdraw", reason="dismissed")
+    await expect(card.locator(".coupon")).to_be_visible()
     await card.get_by_role("button", name="Dismiss").click()
     await expect(card).to_have_count(0)
+    assert [method for method, _ in demo.gateway.calls] == ["ack", "open", "apply"]
+
+
+async def test_dismissed_everywhere(demo: Demo) -> None:
+    """Closing an offer that was not taken is told, so that other devices close it, too."""
+    await demo.push(1)
+    await demo.page.locator(".offer").get_by_role("button", name="Dismiss").click()
+    await expect(demo.page.locator(".offer")).to_have_count(0)
+    await until(lambda: ("dismiss", {"message": "m1", "decision": "d1"}) in demo.gateway.calls)
 
 
 async def test_a_refusal_is_said_on_the_card(demo: Demo) -> None:
@@ -116,13 +128,25 @@ async def test_text_is_never_markup(demo: Demo) -> None:
 
 
 async def test_the_same_message_is_shown_once_and_can_be_withdrawn(demo: Demo) -> None:
-    """A repeated publication adds no card; a withdrawal takes the card away."""
+    """A repeated publication adds no card; a withdrawal takes the card away, unless it is this phone that shows it."""
     await demo.push(1)
     await demo.push(1)
     await demo.push(2)
     await expect(demo.page.locator(".offer")).to_have_count(2)
-    await demo.push(1, kind="withdraw")
-    await expect(demo.page.locator(".offer")).to_have_count(1)
+    await demo.push(1, kind="withdraw", reason="elsewhere", by="phone")
+    await demo.push(2, kind="withdraw", reason="recalled")
+    await expect(demo.page.locator(".offer h3")).to_have_text(["Title 1"])
+    await demo.push(1, kind="withdraw", reason="elsewhere", by="watch")
+    await expect(demo.page.locator(".offer")).to_have_count(0)
+
+
+async def test_another_device_was_first(demo: Demo) -> None:
+    """Told so in the answer to its acknowledgement, the phone shows the message no more."""
+    demo.gateway.answer = lambda method, data: {"rpc": {"data": {"won": data["message"] == "m1"}}}
+    await demo.push(1)
+    await demo.push(2)
+    await until(lambda: len(demo.gateway.calls) == 2)
+    await expect(demo.page.locator(".offer h3")).to_have_text(["Title 1"])
 
 
 async def test_staff_claim_an_alert(demo: Demo) -> None:
@@ -136,6 +160,26 @@ async def test_staff_claim_an_alert(demo: Demo) -> None:
     await alert.get_by_role("button").click()
     await expect(alert).to_contain_text("re on it")
     assert ("assist.claim", {"message": "m1"}) in demo.gateway.calls
+    await demo.push(1, to="tablet", kind="withdraw", reason="claimed", by="me")
+    await expect(alert).to_contain_text("re on it")
+    await alert.get_by_role("button", name="Helped").click()
+    await expect(alert).to_have_count(0)
+    assert ("assist.close", {"message": "m1", "decision": "d1", "outcome": "helped"}) in demo.gateway.calls
+
+
+async def test_what_colleagues_do_shows_on_the_tablet(demo: Demo) -> None:
+    """An alert that a colleague took says so and can't be taken; one that is done with, or recalled, goes."""
+    for number in (1, 2):
+        await demo.push(number, to="tablet", kind="assist", store_name="Rochusmarkt")
+    alerts = demo.page.locator(".alert")
+    await demo.push(1, to="tablet", kind="withdraw", reason="claimed", by="tom")
+    await expect(alerts.last).to_contain_text("A colleague goes")
+    await expect(alerts.last.get_by_role("button")).to_have_count(0)
+    await expect(alerts.first.get_by_role("button")).to_have_count(1)
+    await demo.push(1, to="tablet", kind="withdraw", reason="closed", by="tom")
+    await expect(alerts).to_have_count(1)
+    await demo.push(2, to="tablet", kind="withdraw", reason="recalled")
+    await expect(alerts).to_have_count(0)
 
 
 async def test_counters_news_and_dots(demo: Demo, stage: Stage) -> None:

@@ -206,6 +206,17 @@ def test_receipts_move_forward_only() -> None:
     assert customer.seen == seen
 
 
+def test_dismissed_is_after_opened_and_before_applied() -> None:
+    """Who took the offer all the same has taken it; a message that was closed counts as seen."""
+    customer = somebody()
+    customer.messages = [SentMessage(MessageId("m"), DecisionId("d"), PromotionId("p"), 1)]
+    for status, then in (("dismissed", "dismissed"), ("opened", "dismissed"), ("applied", "applied")):
+        fold(customer, new(Receipt, message="m", decision="d", status=status, ts=2))
+        assert customer.messages[0].status == then
+    fold(customer, new(Receipt, message="m", decision="d", status="dismissed", ts=3))
+    assert customer.messages[0].status == "applied"
+
+
 def test_a_failed_channel_is_not_the_end() -> None:
     """After one channel failed the next may still bring the message; a sent one fails only on its own channel."""
     customer = somebody()

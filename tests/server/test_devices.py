@@ -1,6 +1,8 @@
 """What devices may ask: their own customer's affairs, and alerts of their own stores."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,20 @@ import pytest
 from redis.asyncio import Redis
 
 from channels.gateway.backend import Identity
+from channels.gateway.server import Gateway
+from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
-from nearcast import topics
+from clients.device import Device, Refused
+from nearcast import keys, metrics, topics
 from nearcast.clock import SystemClock
-from nearcast.errors import Forbidden, InputError, NotFound
+from nearcast.customer import Customer, SentMessage
+from nearcast.decisions import Decision
+from nearcast.errors import Conflict, Forbidden, InputError, NotFound
 from nearcast.events import Consent, Location, Receipt, decode
-from nearcast.ids import DecisionId, message_id
+from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, Sku, StoreId, message_id, partition_of
+from nearcast.messages import Push, Withdraw
+from nearcast.moments import Moment
 from offers.policy import Policy
 from server.api.keyring import KeyRing
 from server.api.links import LinkSigner
@@ -26,20 +35,23 @@ from server.devices import DeviceBackend
 from server.intake import Intake
 from server.log.streams import StreamsLog
 from server.state import StateStore
+from server.stored import encode_customer
 from server.world import WorldStore
+from tests.clients.gateway import until
 from tests.server.rig import PARTITIONS
 
 ANN = Identity("ann", "customer", ("customer:ann",))
 TABLET = Identity("eve", "staff", ("staff:graben",))
+SECRET = b"x" * 32
+TOM = Identity("tom", "staff", ("staff:graben",))
 
 
 @pytest.fixture
-async def backend(redis: Redis, valkey_url: str) -> AsyncIterator[DeviceBackend]:
+async def desk(redis: Redis, valkey_url: str) -> AsyncIterator[Desk]:
     clock = SystemClock()
     log = StreamsLog(valkey_url, PARTITIONS)
     await log.start()
-    streams = ChannelStreams(redis, "node", clock)
-    desk = Desk(
+    yield Desk(
         redis=redis,
         state=StateStore(redis, PARTITIONS),
         world=WorldStore(redis),
@@ -47,8 +59,8 @@ async def backend(redis: Redis, valkey_url: str) -> AsyncIterator[DeviceBackend]
         log=log,
         coupons=CouponBook(redis, b"secret", clock),
         opt_outs=OptOuts(redis, PARTITIONS),
-        streams=streams,
-        tokens=Tokens(b"x" * 32, clock),
+        streams=ChannelStreams(redis, "node", clock),
+        tokens=Tokens(SECRET, clock),
         keyring=KeyRing([]),
         links=LinkSigner(b"secret"),
         policy=Policy(),
@@ -58,8 +70,13 @@ async def backend(redis: Redis, valkey_url: str) -> AsyncIterator[DeviceBackend]
         demo=False,
         web_root=Path(),
     )
-    yield DeviceBackend(desk, redis, streams)
     await log.stop()
+
+
+@pytest.fixture
+def backend(redis: Redis, desk: Desk) -> DeviceBackend:
+    """At the desk."""
+    return DeviceBackend(desk, redis, ChannelStreams(redis, "node", SystemClock()))
 
 
 async def logged(redis: Redis, topic: str) -> list[Any]:
@@ -121,20 +138,111 @@ async def test_a_withdrawal_from_the_phone_holds_at_once(backend: DeviceBackend,
     assert before_ms <= note["all"] <= SystemClock().now_ms()
 
 
+def named(decision: str, audience: str = "customer", **more: str) -> bytes:
+    """The message that a decision sent, and the decision, as devices name them."""
+    return msgspec.json.encode({"message": message_id(DecisionId(decision), audience), "decision": decision, **more})
+
+
+async def published(redis: Redis, channel: str, decision: str, audience: str = "customer") -> None:
+    """The message that a decision sends is in the channel."""
+    streams = ChannelStreams(redis, "dispatcher", SystemClock())
+    await streams.publish_once(channel, message_id(DecisionId(decision), audience), b'{"kind":"offer"}')
+
+
+async def channel_of(redis: Redis, channel: str) -> list[dict[str, str]]:
+    """What a device gets that connects for the first time, were it to ask for everything."""
+    found, _ = await ChannelStreams(redis, "reader", SystemClock()).history(channel, -1, None, reverse=False)
+    return [msgspec.json.decode(publication.data) for publication in found]
+
+
 async def test_acks(backend: DeviceBackend, redis: Redis) -> None:
     """ack and open become receipts of the device's own customer; a message must belong to its decision."""
-    decision = DecisionId("0" * 32)
-    seen = msgspec.json.encode({"message": message_id(decision, "customer"), "decision": decision})
-    await backend.rpc(ANN, "ack", seen)
-    await backend.rpc(ANN, "open", seen)
+    await backend.rpc(ANN, "ack", named("0" * 32))
+    await backend.rpc(ANN, "open", named("0" * 32))
     receipts = await logged(redis, topics.FEEDBACK)
     assert all(isinstance(receipt, Receipt) for receipt in receipts)
     assert [(receipt.uid, receipt.status) for receipt in receipts] == [("ann", "delivered"), ("ann", "opened")]
-    with pytest.raises(NotFound):
-        await backend.rpc(ANN, "ack", b'{"message":"other","decision":"d"}')
-    for method in ("ack", "open", "apply", "assist.claim"):
+    for method in ("ack", "open", "dismiss"):
+        with pytest.raises(NotFound):
+            await backend.rpc(ANN, method, b'{"message":"other","decision":"d"}')
+    for method in ("ack", "open", "dismiss", "apply", "assist.claim", "assist.close", "wishlist.add"):
         with pytest.raises(InputError):
             await backend.rpc(ANN, method, b"[]")
+
+
+async def test_the_first_device_shows_it(backend: DeviceBackend, redis: Redis) -> None:
+    """The first to acknowledge wins, also when it asks again; the message gives way to a withdrawal for the others."""
+    await published(redis, "customer:ann", "d1")
+    phone, watch = ANN._replace(client="c-phone"), ANN._replace(client="c-watch")
+    for _ in range(2):
+        assert await backend.rpc(phone, "ack", named("d1")) == b'{"won":true}'
+    assert await backend.rpc(watch, "ack", named("d1")) == b'{"won":false}'
+    message = message_id(DecisionId("d1"), "customer")
+    assert await channel_of(redis, "customer:ann") == [
+        {"kind": "withdraw", "message": message, "reason": "elsewhere", "by": "c-phone"}
+    ]
+    assert {receipt.status for receipt in await logged(redis, topics.FEEDBACK)} == {"delivered"}
+
+
+async def test_a_device_that_connected_anew(backend: DeviceBackend, redis: Redis) -> None:
+    """By the id that it gives itself a device is known again, whatever its connection is called now."""
+    await published(redis, "customer:ann", "d1")
+    mine = named("d1", device="phone-1")
+    assert await backend.rpc(ANN._replace(client="c-1"), "ack", mine) == b'{"won":true}'
+    assert await backend.rpc(ANN._replace(client="c-2"), "ack", mine) == b'{"won":true}'
+    assert await backend.rpc(ANN._replace(client="c-1"), "ack", named("d1")) == b'{"won":false}'
+
+
+async def test_many_devices_at_once(backend: DeviceBackend, redis: Redis) -> None:
+    """Whoever asks at the same time, one wins, and the withdrawal names that one."""
+    await published(redis, "customer:ann", "d1")
+    devices = [ANN._replace(client=f"c-{number}") for number in range(8)]
+    answers = await asyncio.gather(*(backend.rpc(device, "ack", named("d1")) for device in devices))
+    (winner,) = [device.client for device, answer in zip(devices, answers, strict=True) if answer == b'{"won":true}']
+    assert [told["by"] for told in await channel_of(redis, "customer:ann")] == [winner]
+
+
+async def test_dismissed(backend: DeviceBackend, redis: Redis) -> None:
+    """Closed by the customer, a message goes from all of their devices, also from the one that won it."""
+    await published(redis, "customer:ann", "d1")
+    await backend.rpc(ANN, "ack", named("d1", device="phone"))
+    for _ in range(2):
+        assert await backend.rpc(ANN, "dismiss", named("d1")) == b"{}"
+    assert [told["reason"] for told in await channel_of(redis, "customer:ann")] == ["elsewhere", "dismissed"]
+    assert [receipt.status for receipt in await logged(redis, topics.FEEDBACK)][:2] == ["delivered", "dismissed"]
+    with pytest.raises(Forbidden):
+        await backend.rpc(TABLET, "dismiss", named("d1"))
+
+
+async def test_wishlists(backend: DeviceBackend, redis: Redis) -> None:
+    """Adding and removing are events like any other; the list is as the engine last wrote it, the newest first."""
+    answer = msgspec.json.decode(await backend.rpc(ANN, "wishlist.add", b'{"sku":"4711","id":"w-1"}'))
+    assert answer == {"id": "w-1"}
+    await backend.rpc(ANN, "wishlist.remove", b'{"sku":"4712"}')
+    await backend.rpc(Identity("anon:d7", "customer", ()), "wishlist.add", b'{"sku":"4713"}')
+    assert sorted((event.action, event.sku, event.customer) for event in await logged(redis, topics.ACTIONS)) == [
+        ("wishlist_add", "4711", "ann"),
+        ("wishlist_add", "4713", "anon:d7"),
+        ("wishlist_remove", "4712", "ann"),
+    ]
+    assert await backend.rpc(ANN, "wishlist.list", b"null") == b'{"items":[]}'
+    record = Customer(id=CustomerId("ann"), wishlist={Sku("4711"): 5, Sku("4712"): 9})
+    await redis.set(keys.customer(partition_of("ann", PARTITIONS), "ann"), encode_customer(record))
+    assert msgspec.json.decode(await backend.rpc(ANN, "wishlist.list", b"{}")) == {
+        "items": [{"sku": "4712", "added_ms": 9}, {"sku": "4711", "added_ms": 5}]
+    }
+    for method in ("wishlist.add", "wishlist.remove", "wishlist.list"):
+        with pytest.raises(Forbidden):
+            await backend.rpc(TABLET, method, b'{"sku":"4711"}')
+
+
+async def test_refused_events_are_counted(backend: DeviceBackend) -> None:
+    """What a device may not say shows in the metric, by its reason."""
+    refused = metrics.INTAKE.labels("not_your_event")
+    before = refused._value.get()
+    with pytest.raises(Forbidden):
+        await backend.rpc(ANN, "event", b'{"type":"location","uid":"bob","lat":1,"lng":2}')
+    assert refused._value.get() == before + 1
 
 
 async def test_somebody_elses_offer(backend: DeviceBackend) -> None:
@@ -148,19 +256,225 @@ async def test_somebody_elses_offer(backend: DeviceBackend) -> None:
 
 async def test_claims(backend: DeviceBackend, redis: Redis) -> None:
     """The first tablet wins, also when asked again; tablets of other stores and phones can't claim at all."""
-    streams = ChannelStreams(redis, "dispatcher", SystemClock())
-    await streams.publish_once("staff:graben", "alert-1", b"{}")
-    claim = b'{"message":"alert-1"}'
+    await published(redis, "staff:graben", "d1", "staff")
+    alert = message_id(DecisionId("d1"), "staff")
+    claim = msgspec.json.encode({"message": alert})
     for _ in range(2):
         assert msgspec.json.decode(await backend.rpc(TABLET, "assist.claim", claim)) == {
             "claimed_by": "eve",
             "won": True,
         }
-    late = Identity("tom", "staff", ("staff:graben",))
-    assert msgspec.json.decode(await backend.rpc(late, "assist.claim", claim)) == {"claimed_by": "eve", "won": False}
+    assert msgspec.json.decode(await backend.rpc(TOM, "assist.claim", claim)) == {"claimed_by": "eve", "won": False}
+    assert await channel_of(redis, "staff:graben") == [
+        {"kind": "withdraw", "message": alert, "reason": "claimed", "by": "eve"}
+    ]
     with pytest.raises(NotFound):
         await backend.rpc(Identity("kim", "staff", ("staff:dom",)), "assist.claim", claim)
     with pytest.raises(NotFound):
         await backend.rpc(TABLET, "assist.claim", b'{"message":"alert-2"}')
     with pytest.raises(Forbidden):
         await backend.rpc(ANN, "assist.claim", claim)
+
+
+@pytest.mark.parametrize("person", ["ann", "anon:d7"])
+async def test_an_alert_is_closed(backend: DeviceBackend, redis: Redis, person: str) -> None:
+    """By who claimed it, once. Helped, the log says of the customer that staff spoke to them, wherever their records
+    are; the first outcome stands."""
+    await published(redis, "staff:graben", "d1", "staff")
+    await decided(redis, CustomerId(person), "d1")
+    alert = message_id(DecisionId("d1"), "staff")
+    helped = named("d1", "staff", outcome="helped")
+    with pytest.raises(Conflict) as refused:
+        await backend.rpc(TABLET, "assist.close", helped)
+    assert refused.value.reason == "not_yours"
+    await backend.rpc(TABLET, "assist.claim", msgspec.json.encode({"message": alert}))
+    with pytest.raises(Conflict):
+        await backend.rpc(TOM, "assist.close", helped)
+    assert await logged(redis, topics.ACTIONS) == []
+    for outcome in ("helped", "other"):
+        answer = await backend.rpc(TABLET, "assist.close", named("d1", "staff", outcome=outcome))
+        assert answer == b'{"outcome":"helped"}'
+    first, again = await logged(redis, topics.ACTIONS)
+    assert (first.action, first.customer, first.store) == ("staff_contact", person, "graben")
+    assert first.id == again.id, "the engine knows the second one by its id"
+    assert [told["reason"] for told in await channel_of(redis, "staff:graben")] == ["claimed", "closed"]
+
+
+@pytest.mark.parametrize("outcome", ["not_found", "other"])
+async def test_nobody_was_helped(backend: DeviceBackend, redis: Redis, outcome: str) -> None:
+    """An alert that came to nothing says nothing of the customer."""
+    await published(redis, "staff:graben", "d1", "staff")
+    await decided(redis, CustomerId("ann"), "d1")
+    alert = msgspec.json.encode({"message": message_id(DecisionId("d1"), "staff")})
+    await backend.rpc(TABLET, "assist.claim", alert)
+    await backend.rpc(TABLET, "assist.close", named("d1", "staff", outcome=outcome))
+    assert await logged(redis, topics.ACTIONS) == []
+    with pytest.raises(InputError):
+        await backend.rpc(TABLET, "assist.close", named("d1", "staff", outcome="bored"))
+    with pytest.raises(Forbidden):
+        await backend.rpc(ANN, "assist.close", named("d1", "staff", outcome=outcome))
+
+
+async def decided(redis: Redis, customer: CustomerId, decision: str) -> None:
+    """An assist was decided for a customer, who has record of it."""
+    home = partition_of(customer, PARTITIONS)
+    store = StoreId("graben")
+    moment = Moment(event=EventId("e"), customer=customer, trigger="dwell", at_ms=1, subject="shelf", store=store)
+    made = Decision(
+        id=DecisionId(decision),
+        moment=moment,
+        outcome="assist",
+        at_ms=1,
+        deadline_ms=2,
+        candidates=[],
+        rules_version="r",
+        model_version="m",
+        promotion=PromotionId("help"),
+        store=store,
+    )
+    record = Customer(id=customer)
+    for audience in ("customer", "staff"):
+        message = message_id(DecisionId(decision), audience)
+        record.messages.append(SentMessage(message, DecisionId(decision), PromotionId("help"), 1))
+    await redis.set(keys.decision(home, decision), msgspec.json.encode(made))
+    await redis.set(keys.customer(home, customer), encode_customer(record))
+
+
+@pytest.fixture
+async def gateway_url(redis: Redis, desk: Desk, backend: DeviceBackend) -> AsyncIterator[str]:
+    """A real gateway in front of the desk."""
+    clock = SystemClock()
+    streams = ChannelStreams(redis, "gateway", clock)
+    gateway = Gateway(GatewaySettings(port=0), Tokens(SECRET, clock), streams, backend, clock)
+    await gateway.start()
+    yield f"ws://127.0.0.1:{gateway.port}/connection/websocket"
+    await gateway.stop()
+
+
+def token_of(desk: Desk, customer: str) -> str:
+    return desk.mint_token(customer, "customer", [], 60)
+
+
+async def test_siblings(gateway_url: str, desk: Desk, redis: Redis) -> None:
+    """Of two devices the first keeps the message, the other is told; one that was away gets it never."""
+    streams, token = ChannelStreams(redis, "dispatcher", SystemClock()), token_of(desk, "ann")
+    message, told = message_id(DecisionId("d1"), "customer"), list[Withdraw]()
+    push = Push(
+        kind="offer",
+        message=message,
+        decision=DecisionId("d1"),
+        title="Tea",
+        body="",
+        promotion=PromotionId("tea"),
+        trigger="enter",
+        event=EventId("e"),
+        at_ms=1,
+        deadline_ms=2,
+    )
+    async with AsyncExitStack() as stack:
+        phone, watch, tablet = [
+            await stack.enter_async_context(Device(gateway_url, token, device=name, on_withdraw=told.append))
+            for name in ("phone", "watch", "tablet")
+        ]
+        await tablet.close()
+        await streams.publish_once("customer:ann", message, msgspec.json.encode(push))
+        assert [await anext(aiter(device)) for device in (phone, watch)] == [push, push]
+        assert await phone.ack(push)
+        assert not await watch.ack(push)
+        await until(lambda: bool(told))
+        assert told == [Withdraw(message=message, reason="elsewhere", by="phone")]
+        await tablet.open_connection()
+        await until(lambda: len(told) == 2)
+        await phone.dismiss(push)
+        await until(lambda: len(told) == 5)
+        await tablet.close()
+        assert [push async for push in tablet] == []
+
+
+async def test_logout(gateway_url: str, desk: Desk) -> None:
+    """Every device of the customer is put out at once, and their tokens are worth nothing; nobody else's."""
+    old = token_of(desk, "ann")
+    async with (
+        Device(gateway_url, old) as phone,
+        Device(gateway_url, old) as watch,
+        Device(gateway_url, token_of(desk, "bob")) as other,
+        Device(gateway_url, desk.mint_token("ann", "staff", ["staff:graben"], 60)) as namesake,
+    ):
+        await desk.logout(CustomerId("ann"))
+        for device in (phone, watch):
+            with pytest.raises(Refused) as refused:
+                await anext(aiter(device))
+            assert refused.value.status == 3503
+        with pytest.raises(Refused) as refused:
+            await Device(gateway_url, old).open_connection()
+        assert refused.value.reason == "token expired"
+        await other.call("wishlist.list", None)
+        with pytest.raises(Refused, match="customers_only"):
+            await namesake.call("wishlist.list", None)
+        assert (other.connects, namesake.connects) == (1, 1)
+
+
+async def test_a_new_token_after_logout(gateway_url: str, desk: Desk) -> None:
+    """Signed in again, the customer is let in; a token of the very second of the logout may have to be fetched anew."""
+    await desk.logout(CustomerId("ann"))
+
+    async def get_token() -> str:
+        return token_of(desk, "ann")
+
+    async with Device(gateway_url, await get_token(), get_token=get_token) as device:
+        assert await device.call("wishlist.list", None) == b'{"items":[]}'
+
+
+async def test_an_erased_customer_is_put_out(gateway_url: str, desk: Desk) -> None:
+    """With the erasure their connections end; they don't come back by the same token."""
+    token = token_of(desk, "ann")
+    async with Device(gateway_url, token) as device:
+        await desk.erase(CustomerId("ann"))
+        with pytest.raises(Refused) as refused:
+            await anext(aiter(device))
+        assert refused.value.status == 3503
+    with pytest.raises(Refused):
+        await Device(gateway_url, token).open_connection()
+
+
+async def test_public_news(gateway_url: str, desk: Desk, redis: Redis) -> None:
+    """What is published to a store's channel is there for who asks, once for each key given for that."""
+    for _ in range(2):
+        place = await desk.publish("store:graben", b'{"text":"bread"}', once="bread")
+    assert place[1] == 1
+    await desk.publish("store:graben", b'{"text":"rolls"}', key="shelf")
+    assert await channel_of(redis, "store:graben") == [{"text": "bread"}, {"text": "rolls"}]
+
+
+@pytest.mark.parametrize(("audience", "channel"), [("customer", "customer:ann"), ("staff", "staff:graben")])
+async def test_recalled(desk: Desk, redis: Redis, audience: str, channel: str) -> None:
+    """A message that is recalled is in no stream any more, and the log says so; nobody else's can be."""
+    ann = CustomerId("ann")
+    await decided(redis, ann, "d1")
+    await published(redis, channel, "d1", audience)
+    message = message_id(DecisionId("d1"), audience)
+    for _ in range(2):
+        await desk.recall(ann, message)
+    told = await channel_of(redis, channel)
+    assert {(one["message"], one["reason"]) for one in told} == {(message, "recalled")}
+    receipts = await logged(redis, topics.FEEDBACK)
+    assert {(receipt.message, receipt.status) for receipt in receipts} == {(message, "recalled")}
+    with pytest.raises(NotFound):
+        await desk.recall(CustomerId("bob"), message)
+
+
+async def test_recalled_before_it_was_sent(desk: Desk, redis: Redis) -> None:
+    """Published after it was recalled, a message reaches no device."""
+    await decided(redis, CustomerId("ann"), "d1")
+    await desk.recall(CustomerId("ann"), message_id(DecisionId("d1"), "customer"))
+    await published(redis, "customer:ann", "d1")
+    assert {one["kind"] for one in await channel_of(redis, "customer:ann")} == {"withdraw"}
+
+
+async def test_recalled_after_it_was_shown(backend: DeviceBackend, desk: Desk, redis: Redis) -> None:
+    """The device that won the message is told, too."""
+    await decided(redis, CustomerId("ann"), "d1")
+    await published(redis, "customer:ann", "d1")
+    await backend.rpc(ANN, "ack", named("d1", device="phone"))
+    await desk.recall(CustomerId("ann"), message_id(DecisionId("d1"), "customer"))
+    assert [one["reason"] for one in await channel_of(redis, "customer:ann")] == ["elsewhere", "recalled"]

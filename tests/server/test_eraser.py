@@ -8,11 +8,12 @@ import pytest
 from redis.asyncio import Redis
 
 from channels.gateway.streams import ChannelStreams
+from channels.push import withdraw
 from nearcast import keys, topics
 from nearcast.clock import ManualClock, SystemClock
 from nearcast.events import Cart, Erase, Event, Receipt
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, partition_of
-from nearcast.messages import Emitted, Message, Push, decode_outbox, encode_outbox
+from nearcast.messages import Emitted, Message, Push, Withdraw, decode_outbox, encode_outbox
 from server.coupons import AppliedOffer, CouponBook
 from server.eraser import ERASURE_ASKED, Eraser, note_erasure
 from server.log.streams import StreamsLog
@@ -126,6 +127,9 @@ async def test_everything_of_one_customer(
         for number in range(3):
             push = msgspec.json.encode(a_push(f"m{number}"))
             await streams.publish_once(f"customer:{customer}", f"m{number}", push)
+        await redis.set(keys.channel_acked(f"customer:{customer}", "m0"), "phone")
+        await withdraw(streams, f"customer:{customer}", Withdraw(message=MessageId("m0"), reason="elsewhere"))
+        await withdraw(streams, f"customer:{customer}", Withdraw(message=MessageId("m1"), reason="dismissed"))
         for partition in range(PARTITIONS):
             letters = keys.dead_letters(partition)
             await redis.xadd(letters, {"topic": topics.CARTS, "key": customer, "value": b"{"})
@@ -138,8 +142,9 @@ async def test_everything_of_one_customer(
     assert await until_complete(eraser, clock) == 1
     hers, his = await whose(redis)
     assert hers == []
-    # His: 120 coupons and their index, a channel's stream and meta and three marks.
-    assert his == 120 + 1 + 5
+    # His: 120 coupons and their index; a channel's stream, meta and what is gone from it; three marks of what was
+    # published, one of who acknowledged, two of what was withdrawn.
+    assert his == 120 + 1 + 3 + 6
     for partition in range(PARTITIONS):
         assert await redis.xlen(keys.dead_letters(partition)) == 3
         assert await redis.xlen(keys.outbox(partition)) == 2

@@ -40,6 +40,8 @@ def test_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"NEARCAST_PARTITIONS": "0"}, "NEARCAST_PARTITIONS"),
         ({"NEARCAST_STALL_AFTER_S": "0"}, "NEARCAST_STALL_AFTER_S"),
         ({"NEARCAST_INSTANCE_ID": "a b"}, "NEARCAST_INSTANCE_ID"),
+        ({"NEARCAST_TRUSTED_PROXIES": '["10.0.0.1/8"]'}, "NEARCAST_TRUSTED_PROXIES"),
+        ({"NEARCAST_GATEWAY_DRAIN_S": "-1"}, "NEARCAST_GATEWAY_DRAIN_S"),
         ({"NEARCAST_DEAD_LETTERS_LIMIT": "0"}, "NEARCAST_DEAD_LETTERS_LIMIT"),
         ({"NEARCAST_LATE_AFTER_S": "0"}, "NEARCAST_LATE_AFTER_S"),
         ({"NEARCAST_ROLES": '["cook"]'}, "NEARCAST_ROLES"),

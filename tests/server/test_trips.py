@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from channels.gateway.publications import Position
-from channels.gateway.streams import ChannelStreams
+from channels.gateway.streams import ChannelStreams, Listening
 from channels.templates import Facts, check_words, with_pickup
 from geofence import trips
 from nearcast import keys
@@ -109,11 +109,14 @@ class Screen:
 
     def __init__(self, redis: Redis, channel: str) -> None:
         self._streams = ChannelStreams(redis, f"node-{next(_ids)}", SystemClock())
+        self._bus = redis.pubsub()
         self._channel = channel
         self._since: Position | None = None
 
     async def on(self) -> "Screen":
-        (self._since,) = await self._streams.attend([(self._channel, None)])
+        await self._bus.subscribe(keys.node_bus(self._streams.node))
+        [found], _ = await self._streams.attend([Listening(self._channel)])
+        self._since = found.position
         return self
 
     async def next(self) -> Push:

@@ -2,14 +2,15 @@
 
 import asyncio
 import contextlib
+from collections import deque
 
 
 class TcpProxy:
-    """Forwards connections to a port on loopback."""
+    """Forwards connections to a port on loopback; to several in turn, leaving out those that refuse."""
 
-    def __init__(self, port: int, to_port: int) -> None:
+    def __init__(self, port: int, *to_ports: int) -> None:
         self.port = port
-        self._to_port = to_port
+        self._to_ports = deque(to_ports)
         self._server: asyncio.Server | None = None
         self._pumps: set[asyncio.Task[None]] = set()
         #: Those that carry nothing any more.
@@ -35,11 +36,11 @@ class TcpProxy:
         self._hang_new = new
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            there, back = await asyncio.open_connection("127.0.0.1", self._to_port)
-        except OSError:
+        opened = await self._open()
+        if opened is None:
             writer.close()
             return
+        there, back = opened
         for source, target in ((reader, back), (there, writer)):
             pump = asyncio.create_task(self._pump(source, target), name=f"proxy {self.port}")
             self._pumps.add(pump)
@@ -47,6 +48,14 @@ class TcpProxy:
             pump.add_done_callback(self._hung.discard)
             if self._hang_new:
                 self._hung.add(pump)
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        for _ in range(len(self._to_ports)):
+            port = self._to_ports[0]
+            self._to_ports.rotate(-1)
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", port)
+        return None
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         this = asyncio.current_task()

@@ -21,10 +21,11 @@ READY_WITHIN_S = 20.0
 
 
 class ValkeyProcess:
-    """One `valkey-server`, append-only file on."""
+    """One `valkey-server`, append-only file on; `options` are further ones of its command line."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
+        self._options = options
         self.port = free_ports(1)[0]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._process: subprocess.Popen[bytes] | None = None
@@ -37,6 +38,7 @@ class ValkeyProcess:
                 [
                     *(str(get_binary_path()), "--bind", "127.0.0.1", "--port", str(self.port)),
                     *("--dir", str(self.folder), "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"),
+                    *self._options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

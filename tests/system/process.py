@@ -37,6 +37,11 @@ class Server:
             "NEARCAST_QUIET_HOURS": "",
             **{f"NEARCAST_{name.upper()}": value for name, value in settings.items()},
         }
+        self.command = [str(Path(sys.executable).with_name("nearcast")), "serve"]
+        #: Where it says that it is ready: the gateway, where there is no API.
+        self.ready_url = f"{self.url}/ready"
+        if "api" not in self._settings.get("NEARCAST_ROLES", "api"):
+            self.ready_url = f"http://127.0.0.1:{self.gateway_port}/health"
         self.process: asyncio.subprocess.Process | None = None
 
     @property
@@ -67,8 +72,7 @@ class Server:
     async def start(self, *, wait: bool = True) -> None:
         with (self.folder / "nearcast.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                Path(sys.executable).with_name("nearcast"),
-                "serve",
+                *self.command,
                 env=self.environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -83,7 +87,7 @@ class Server:
             while True:
                 assert self.process.returncode is None, self.log
                 try:
-                    if (await http.get(f"{self.url}/ready")).status_code == 200:
+                    if (await http.get(self.ready_url)).status_code == 200:
                         return
                 except httpx.HTTPError:
                     pass

@@ -112,7 +112,7 @@ async def test_opt_out_means_nothing_on_any_channel(tmp_path: Path) -> None:
             async with asyncio.timeout(20):
                 push = await anext(aiter(bob))
             assert push.kind == "offer"
-            assert ann._pushes.empty()
+            assert not ann._pushes
         assert await decisions(server, "ann") == []
 
 

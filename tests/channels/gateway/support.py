@@ -16,7 +16,8 @@ from websockets.asyncio.client import ClientConnection
 
 from channels.gateway.backend import Identity
 from channels.gateway.codes import Disconnect
-from channels.gateway.server import CONNECT_PATH, Gateway
+from channels.gateway.server import Gateway
+from channels.gateway.wire import CONNECT_PATH
 from nearcast.errors import Gone, Unavailable
 
 SECRET = b"a secret of the tests, 32 bytes and more"
@@ -37,6 +38,7 @@ class ScriptedBackend:
     def __init__(self) -> None:
         self.events: list[tuple[Identity, Any]] = []
         self.gate = asyncio.Event()
+        self.waiting = 0
 
     async def rpc(self, identity: Identity, method: str, data: bytes) -> bytes:
         match method:
@@ -49,6 +51,7 @@ class ScriptedBackend:
             case "away":
                 raise Unavailable("the log is away")
             case "wait":
+                self.waiting += 1
                 await self.gate.wait()
                 return b'"waited"'
             case "event":

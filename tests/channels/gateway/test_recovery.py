@@ -1,15 +1,18 @@
 """Live and recovered publications together: everything, in order, once, or an explicit `recovered: false`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
 
-from channels.gateway.hub import Hub, Subscription
-from channels.gateway.publications import Position, Publication
+from channels.gateway import codes
+from channels.gateway.hub import CHECK_PARTS, Hub, Subscription, end, parts
+from channels.gateway.publications import Position, Publication, Revoked
 from channels.gateway.server import Gateway
 from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams
@@ -20,6 +23,8 @@ from nearcast.clock import SystemClock
 from nearcast.errors import Unavailable
 from tests.channels.gateway.conftest import QUICK, StartGateway
 from tests.channels.gateway.support import Device, Opened, ScriptedBackend, until
+from tests.services.ports import free_ports
+from tests.services.proxy import TcpProxy
 from tests.services.valkey import ValkeyProcess
 
 CHANNEL = "customer:c1"
@@ -183,10 +188,12 @@ async def test_the_store_may_die_and_come_back(
             refused = await newcomer.connect(token)
             assert refused["error"]["code"] == 100
             assert refused["error"]["temporary"] is True
+            await newcomer.assert_closed(codes.CLOSED)
             await asyncio.to_thread(valkey.start)
             position = await streams.publish(CHANNEL, b"2")
             await until(lambda: len(device.offsets) == position.offset, "the second has arrived")
-            accepted = await newcomer.connect(token)
+            async with Opened(gateway) as again:
+                accepted = await again.connect(token)
             assert accepted["connect"]["subs"][CHANNEL]["offset"] == position.offset
             assert device.said("connecting")[1:] == []
         assert device.publications[-1] == (CHANNEL, 2, 2)
@@ -222,6 +229,30 @@ class Pad:
 
     def lose(self) -> None:
         self.frames.append(b"lost")
+
+
+@pytest.fixture
+async def start_hub(redis: Redis) -> AsyncIterator[Callable[..., Hub]]:
+    """Starts hubs: `start_hub("node-1")`. They stop with the test."""
+    async with AsyncExitStack() as stack:
+
+        def start(node: str = "node-1", **options: Any) -> Hub:
+            streams = ChannelStreams(redis, node, SystemClock())
+            hub = Hub(streams, lambda _, publication: Envelope(publication.data), **options)
+            hub.start()
+            stack.push_async_callback(hub.stop)
+            return hub
+
+        yield start
+
+
+async def join(hub: Hub, name: str, *channels: str, pad: Pad | None = None, issued_ms: int = 1) -> list[Subscription]:
+    """A client of anna's is subscribed, live."""
+    wanted = [(channel, None) for channel in channels or (CHANNEL,)]
+    joined = await hub.join_all(wanted, pad or Pad(), client=name, user="anna", issued_ms=issued_ms)
+    for subscription, _ in joined:
+        subscription.go_live()
+    return [subscription for subscription, _ in joined]
 
 
 async def test_joining_and_leaving_in_a_rush_keeps_the_node_listed(redis: Redis, streams: ChannelStreams) -> None:
@@ -273,3 +304,266 @@ def test_a_flood_while_joining_ends_in_starting_over() -> None:
         subscription.deliver(offset, Envelope(b"x"))
     subscription.go_live()
     assert pad.frames == [b"lost"]
+
+
+async def quiet_hub(start_hub: Callable[..., Hub], streams: ChannelStreams) -> Hub:
+    """A hub whose bus is up and which does nothing by itself; the store knows its scripts."""
+    heard: list[bytes] = []
+    hub = start_hub(control=heard.append, check_every_s=600)
+    async with asyncio.timeout(10):
+        while not heard:
+            await streams.tell("node-1", b"up")
+            await asyncio.sleep(0.01)
+    await join(hub, "first")
+    return hub
+
+
+async def work(redis: Redis) -> tuple[int, int]:
+    """How often scripts ran in the store, and how often it read from a connection."""
+    commands, reads = await redis.info("commandstats"), await redis.info("stats")
+    return commands.get("cmdstat_evalsha", {"calls": 0})["calls"], reads["total_reads_processed"]
+
+
+async def test_joining_many_channels_is_one_round_trip(
+    redis: Redis, streams: ChannelStreams, start_hub: Callable[..., Hub]
+) -> None:
+    """A token's 32 channels are joined by 32 scripts, sent together with the question for a logout."""
+    hub = await quiet_hub(start_hub, streams)
+    before = await work(redis)
+    await join(hub, "phone", *(f"store:{n}" for n in range(32)))
+    after = await work(redis)
+    assert after[0] - before[0] == 32
+    assert after[1] - before[1] <= 3, "one for what is asked here, one or two for the joins"
+
+
+async def test_a_wave_of_joins_goes_together(
+    redis: Redis, streams: ChannelStreams, start_hub: Callable[..., Hub]
+) -> None:
+    """1,000 clients with two channels each: one script a channel, and far fewer round trips than clients."""
+    hub = await quiet_hub(start_hub, streams)
+    before = await work(redis)
+    await asyncio.gather(*(join(hub, f"phone-{n}", f"customer:{n}", "store:1") for n in range(1000)))
+    after = await work(redis)
+    assert after[0] - before[0] == 2000
+    assert after[1] - before[1] < 200
+    assert await redis.zcard(keys.channel_nodes("customer:999")) == 1
+
+
+async def test_presence_follows_who_comes_and_goes(streams: ChannelStreams, start_hub: Callable[..., Hub]) -> None:
+    """Over two nodes, also when a client takes its place a second time before it gives up the first, and not at all in
+    a store's channel.
+    """
+    hubs = start_hub("node-1"), start_hub("node-2")
+    [phone] = await join(hubs[0], "phone")
+    await join(hubs[1], "tablet", CHANNEL, "store:1")
+
+    async def who() -> list[str]:
+        return sorted(await streams.presence(CHANNEL))
+
+    assert await who() == ["phone", "tablet"]
+    [again] = await join(hubs[0], "phone")
+    hubs[0].leave(phone)
+    await until(lambda: not hubs[0]._left, "the first place is given up")
+    await join(hubs[0], "watch")
+    assert await who() == ["phone", "tablet", "watch"]
+    hubs[0].leave(again)
+    await until(lambda: not hubs[0]._left, "the second place is given up")
+    await join(hubs[0], "one more", "staff:1")
+    assert await who() == ["tablet", "watch"]
+    assert await streams.presence("store:1") == {}
+    await hubs[1].stop()
+    assert await who() == ["watch"]
+
+
+async def test_who_was_logged_out_does_not_come_in(streams: ChannelStreams, start_hub: Callable[..., Hub]) -> None:
+    """With a token of the time before, or of the same moment; nothing is left behind, and a new token is good."""
+    hub = start_hub()
+    await streams.revoke("anna", 5_000)
+    for issued_ms in (4_000, 5_000):
+        with pytest.raises(Revoked):
+            await join(hub, "phone", issued_ms=issued_ms)
+    await until(lambda: not hub._feeds, "the channel is left")
+    assert not await streams.connected(CHANNEL)
+    assert await streams.presence(CHANNEL) == {}
+    await join(hub, "phone", issued_ms=6_000)
+    assert await streams.connected(CHANNEL)
+
+
+async def test_joins_that_are_given_up_leave_nothing_behind(
+    streams: ChannelStreams, start_hub: Callable[..., Hub]
+) -> None:
+    """Cancelled at any point, some of many."""
+    hub = start_hub()
+    joins = [asyncio.create_task(join(hub, f"phone-{n}", f"customer:{n}", "staff:1")) for n in range(200)]
+    for n, task in enumerate(joins):
+        if n % 20 == 0:
+            await asyncio.sleep(0)
+        if n % 2:
+            task.cancel()
+    done = await asyncio.gather(*joins, return_exceptions=True)
+    stayed = [n for n, outcome in enumerate(done) if isinstance(outcome, list)]
+    assert set(range(0, 200, 2)) <= set(stayed)
+    await until(lambda: len(hub._feeds) == len(stayed) + 1 and not hub._left, "the rest is left")
+    # Whoever comes now comes after all that.
+    await join(hub, "last", "staff:2")
+    assert sorted(await streams.presence("staff:1")) == sorted(f"phone-{n}" for n in stayed)
+    for n in range(200):
+        assert await streams.connected(f"customer:{n}") == (n in stayed), n
+
+
+async def test_nobody_waits_for_a_hub_that_has_stopped(start_hub: Callable[..., Hub], streams: ChannelStreams) -> None:
+    """Who is about to join when it stops is refused or comes in; who comes later is refused. The node signs off."""
+    hub = start_hub()
+    joining = [asyncio.create_task(join(hub, f"phone-{n}")) for n in range(200)]
+    await asyncio.sleep(0)
+    await hub.stop()
+    async with asyncio.timeout(10):
+        ends = await asyncio.gather(*joining, return_exceptions=True)
+        with pytest.raises(Unavailable):
+            await join(hub, "late")
+    assert {type(end) for end in ends} <= {list, Unavailable}
+    assert not await streams.connected(CHANNEL)
+    assert await streams.presence(CHANNEL) == {}
+
+
+async def test_a_node_that_dies_is_dropped_at_the_first_publication(
+    streams: ChannelStreams, start_hub: Callable[..., Hub], redis: Redis
+) -> None:
+    """It has no time to sign off; the publication reaches the others, and then nobody counts on it any more."""
+    dying, other, pad = start_hub("node-1"), start_hub("node-2"), Pad()
+    [_] = await join(dying, "phone")
+    [tablet] = await join(other, "tablet", pad=pad)
+    await end(dying._tasks)
+    assert await redis.zcard(keys.channel_nodes(CHANNEL)) == 2
+    await streams.publish(CHANNEL, b"1")
+    await until(lambda: pad.frames == [b"1"], "it has arrived")
+    assert await redis.zrange(keys.channel_nodes(CHANNEL), 0, -1) == [b"node-2"]
+    other.leave(tablet)
+    await until(lambda: not other._feeds, "the channel is left")
+    assert not await streams.connected(CHANNEL)
+
+
+async def test_nodes_are_told_what_is_meant_for_them(streams: ChannelStreams, start_hub: Callable[..., Hub]) -> None:
+    """By name and alias to one, a logout to all, in order with the publications."""
+    told: dict[str, list[bytes]] = {"node-1": [], "node-2": []}
+    hubs = [start_hub(node, control=heard.append) for node, heard in told.items()]
+    await asyncio.gather(*(join(hub, "phone") for hub in hubs))
+    alias = hubs[0]._streams.alias
+    assert alias not in ("node-1", hubs[1]._streams.alias)
+    assert await streams.tell("node-1", b"by name")
+    assert await streams.tell(alias, b"by\nalias")
+    assert not await streams.tell("node-3", b"nobody")
+    await streams.disconnect("anna", 3503, "force disconnect")
+    await until(lambda: all(each[-1:] == told["node-2"][-1:] != [] for each in told.values()), "all have heard it")
+    assert told["node-1"][:2] == [b"by name", b"by\nalias"]
+    assert told["node-2"] == told["node-1"][2:]
+
+
+async def test_every_feed_is_checked_without_a_reason(
+    streams: ChannelStreams, start_hub: Callable[..., Hub], redis: Redis
+) -> None:
+    """A node that the store has forgotten, and what it missed thereby, is found by the check alone."""
+    hub, pads = start_hub(check_every_s=0.3), [Pad() for _ in range(70)]
+    await asyncio.gather(*(join(hub, "phone", f"customer:{n}", pad=pad) for n, pad in enumerate(pads)))
+    for n in range(70):
+        await redis.delete(keys.channel_nodes(f"customer:{n}"))
+        await streams.publish(f"customer:{n}", b"%d" % n)
+    await until(lambda: [pad.frames for pad in pads] == [[b"%d" % n] for n in range(70)], "all have arrived")
+    assert await redis.zcard(keys.channel_nodes("customer:69")) == 1
+
+
+async def test_a_bus_that_falls_silent_is_opened_anew(
+    redis: Redis, valkey_url: str, streams: ChannelStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection stays open and carries nothing: the node notices, listens again and fetches what it missed."""
+    monkeypatch.setattr("channels.gateway.bus.SILENCE_S", 0.2)
+    [port], store = free_ports(1), urlsplit(valkey_url)
+    proxy = TcpProxy(port, store.port or 6379)
+    pad, heard = Pad(), list[bytes]()
+    await proxy.start()
+    async with Redis.from_url(store._replace(netloc=f"127.0.0.1:{port}").geturl(), socket_timeout=1) as client:
+        cut_off = ChannelStreams(client, "node-1", SystemClock())
+        hub = Hub(cut_off, lambda _, publication: Envelope(publication.data), heard.append)
+        hub.start()
+        await join(hub, "phone", pad=pad)
+        while not heard:
+            await streams.tell("node-1", b"up")
+            await asyncio.sleep(0.01)
+        proxy.hang()
+        await streams.publish(CHANNEL, b"1")
+        await until(lambda: pad.frames == [b"1"], "it has arrived")
+        await streams.publish(CHANNEL, b"2")
+        await until(lambda: pad.frames == [b"1", b"2"], "the next has arrived")
+        await hub.stop()
+    await proxy.stop()
+
+
+async def test_a_bus_with_nothing_to_carry_stays(
+    redis: Redis, start_hub: Callable[..., Hub], streams: ChannelStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is pinged, and its connection is kept."""
+    monkeypatch.setattr("channels.gateway.bus.SILENCE_S", 0.05)
+    await quiet_hub(start_hub, streams)
+
+    async def pings() -> int:
+        found = await redis.info("commandstats")
+        return int(found.get("cmdstat_ping", {"calls": 0})["calls"])
+
+    buses = [client["id"] for client in await redis.client_list("pubsub")]
+    wanted = await pings() + 5
+    async with asyncio.timeout(10):
+        while await pings() < wanted:
+            await asyncio.sleep(0.02)
+    assert [client["id"] for client in await redis.client_list("pubsub")] == buses
+
+
+def test_a_check_is_spread() -> None:
+    """Every channel once, and never many at a time."""
+    for count in (0, 1, 29, 30, 31, 10_000):
+        channels = [str(n) for n in range(count)]
+        found = parts(channels, CHECK_PARTS)
+        assert len(found) == CHECK_PARTS
+        assert [channel for part in found for channel in part] == channels
+        assert max(map(len, found)) <= count // CHECK_PARTS + 1
+
+
+async def test_an_epoch_that_begins_while_somebody_joins_is_told(
+    redis: Redis, start_hub: Callable[..., Hub], streams: ChannelStreams
+) -> None:
+    """What came in under the old epoch meanwhile is not taken for a part of the new one: the client starts over."""
+    hub, pads = start_hub(), [Pad(), Pad()]
+    await streams.publish(CHANNEL, b"1")
+    await join(hub, "phone", pad=pads[0])
+    old = (await streams.read(CHANNEL, None)).position
+    await redis.delete(keys.channel_meta(CHANNEL))
+    joining = asyncio.create_task(join(hub, "tablet", pad=pads[1]))
+    await asyncio.sleep(0)
+    hub._receive(CHANNEL, old.epoch, Publication(2, b"2"))
+    await joining
+    await until(lambda: pads[0].frames == [b"2", b"lost"], "the other client starts over as well")
+    assert pads[1].frames == [b"lost"]
+
+
+async def test_a_feed_stands_where_it_caught_up_to(
+    start_hub: Callable[..., Hub], streams: ChannelStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was withdrawn while the bus was deaf is passed over, and what follows is no new hole."""
+    hub, pad, deaf = start_hub(), Pad(), asyncio.Lock()
+    settle = hub._settle
+
+    async def settle_unless_deaf() -> None:
+        async with deaf:
+            await settle()
+
+    monkeypatch.setattr(hub, "_settle", settle_unless_deaf)
+    await join(hub, "phone", pad=pad)
+    await streams.publish_once(CHANNEL, "m1", b"offer")
+    await until(lambda: pad.frames == [b"offer"], "the offer is there")
+    async with deaf:
+        await streams.redis.zrem(keys.channel_nodes(CHANNEL), "node-1")
+        await streams.publish_once(CHANNEL, "m2", b"second offer")
+        await streams.withdraw(CHANNEL, "m2", b"withdrawn")
+    hub._unsettle(CHANNEL)
+    await until(lambda: pad.frames[1:] == [b"withdrawn"], "the withdrawal is there")
+    await streams.publish(CHANNEL, b"next")
+    await until(lambda: pad.frames[2:] == [b"next"], "the next is there")

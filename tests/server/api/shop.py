@@ -90,6 +90,9 @@ class Shop:
         self.receipts: list[tuple[str, str, DeliveryStatus, Channel | None, str]] = []
         self.components = {"store": "ok", "log": "ok"}
         self.published: list[bytes] = []
+        self.publications: list[tuple[str, bytes, str, str | None]] = []
+        self.logged_out: list[CustomerId] = []
+        self.recalled: list[tuple[CustomerId, MessageId]] = []
         self.fault: Exception | None = None
 
     def _reach(self) -> None:
@@ -133,6 +136,21 @@ class Shop:
         self._reach()
         self.people.pop(customer, None)
         self.being_erased.add(customer)
+
+    async def recall(self, customer: CustomerId, message: MessageId) -> None:
+        self._reach()
+        if message != message_id(OFFER, "customer"):
+            raise NotFound("unknown_message", "no such message")
+        self.recalled.append((customer, message))
+
+    async def logout(self, customer: CustomerId) -> None:
+        self._reach()
+        self.logged_out.append(customer)
+
+    async def publish(self, channel: str, data: bytes, *, key: str = "", once: str | None = None) -> tuple[str, int]:
+        self._reach()
+        self.publications.append((channel, data, key, once))
+        return "e", len(self.publications)
 
     async def pickups(self, store: StoreId) -> list[tuple[CustomerId, Trip]]:
         if store not in self.world["store"]:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from nearcast.customer import CartItem, Customer, Decayed, History, Presence, Stay
-from nearcast.ids import CustomerId, FenceId, Sku
+from nearcast.ids import CustomerId, FenceId, Sku, message_id
 from tests.server.api.shop import ANNA, NOTHING, OFFER, Shop, key
 
 Check = Callable[[httpx.Response, int], str]
@@ -84,3 +84,25 @@ async def test_decisions(api: httpx.AsyncClient, problem: Check) -> None:
         response = await api.get(f"/v1/customers/anna/decisions?limit={limit}", headers=key("admin"))
         assert problem(response, 422) == "invalid_parameter"
         assert response.json()["where"] == "query.limit"
+
+
+async def test_recall(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """A message is recalled by its id, for customers with any id; 404 for one that there is not."""
+    path = f"/v1/customers/{_quoted('a/b')}/messages/{message_id(OFFER, 'customer')}/recall"
+    assert (await api.post(path, headers=key("admin"))).status_code == 204
+    assert shop.recalled == [("a/b", message_id(OFFER, "customer"))]
+    assert problem(await api.post(path, headers=key("intake")), 403) == "forbidden"
+    unknown = await api.post("/v1/customers/anna/messages/m/recall", headers=key("admin"))
+    assert problem(unknown, 404) == "unknown_message"
+    bad = await api.post("/v1/customers/anna/messages/%7Bm%7D/recall", headers=key("admin"))
+    assert problem(bad, 400) == "malformed_id"
+
+
+async def test_logout(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """Only for who may; not acknowledged while the store is away."""
+    path = f"/v1/customers/{_quoted('a/b')}/logout"
+    assert problem(await api.post(path, headers=key("intake")), 403) == "forbidden"
+    assert (await api.post(path, headers=key("admin"))).status_code == 204
+    assert shop.logged_out == ["a/b"]
+    shop.away = True
+    assert problem(await api.post(path, headers=key("admin")), 503) == "unavailable"

@@ -10,6 +10,7 @@ from geofence.geojson import FeatureCollection
 from nearcast.events import IntakeEvent
 from nearcast.world import Stock
 from offers.worldfile import WorldFile
+from server.api.channels import NewPublication
 from server.api.customers import ConsentChange
 from server.api.demo import Scene
 from server.api.keyring import KeyRing
@@ -24,6 +25,7 @@ BODIES: dict[str, object] = {
     "put /v1/fences": FeatureCollection,
     "put /v1/stock": list[Stock],
     "put /v1/customers/{customer}/consents": ConsentChange,
+    "post /v1/channels/{channel}/publications": NewPublication,
     "post /v1/coupons/apply": ApplyRequest,
     "post /v1/coupons/{code}/redeem": RedeemRequest,
     "post /v1/coupons/{code}/rollback": RollbackRequest,
