@@ -104,7 +104,8 @@ _PATCHES_M: Floats = np.array([patch_radius_rad(resolution) * EARTH_RADIUS_M for
 
 def finest_keys(lats: Floats, lngs: Floats) -> Keys:
     """The keys of the points' cells at the `FINEST` resolution."""
-    return keys_of(list(map(latlng_to_cell, lats.tolist(), lngs.tolist(), repeat(FINEST))), FINEST)
+    cells = map(latlng_to_cell, lats.tolist(), lngs.tolist(), repeat(FINEST))
+    return keys_of(np.fromiter(cells, dtype=np.uint64, count=len(lats)), FINEST)
 
 
 def _tagged(cells: Keys, resolution: int) -> Keys:
