@@ -29,7 +29,7 @@ from nearcast.customer import Customer
 from server import state as stored
 from server.core import open_core
 from server.log.base import EventLog, LogConsumer, Record
-from server.roles import ENGINE_GROUP, Root, make_engine
+from server.roles import ENGINE_GROUP, Root, make_collector, make_engine
 from server.settings import Settings, load
 
 _PRELOADED_AT_ONCE = 1_000
@@ -204,6 +204,7 @@ async def work(arguments: argparse.Namespace) -> None:
         log = _GatedLog(core.log)
         roots = [
             Root("world", core.world.run),
+            make_collector(),
             *await make_engine(dataclasses.replace(core, log=cast("EventLog", log)), stack),
         ]
         assert log.gate is not None

@@ -30,6 +30,7 @@ import msgspec
 import numpy as np
 
 from bench.processes import write
+from server.collecting import look_for_garbage_seldom
 
 Manner = Literal["never", "trickle", "vanish"]
 MANNERS: tuple[Manner, ...] = ("never", "trickle", "vanish")
@@ -285,14 +286,14 @@ class Client(asyncio.Protocol):
         self._transport.write(_HANDSHAKE)
 
     def connection_lost(self, _: Exception | None) -> None:
-        ended = self._connected is not None and not self._connected.done()
-        if ended:
-            assert self._connected is not None
-            self._connected.set_exception(ConnectionResetError("closed before it was connected"))
-        if self._transport is not None:
-            self._transport = None
-            if not ended and self._manner is None:
-                self._group.broke(self)
+        connected, self._transport, was_there = self._connected, None, self._transport is not None
+        if connected is None:
+            return
+        if not connected.done():
+            connected.set_exception(ConnectionResetError("closed before it was connected"))
+        elif was_there and not connected.cancelled() and connected.exception() is None and self._manner is None:
+            # An attempt that was given up just now, or failed, is followed by another one without us.
+            self._group.broke(self)
 
     def data_received(self, data: bytes) -> None:
         now_ns = time.monotonic_ns()
@@ -516,4 +517,6 @@ async def work() -> None:
 
 
 if __name__ == "__main__":
+    # Pauses of ours would be taken for the server's.
+    look_for_garbage_seldom()
     asyncio.run(work())

@@ -176,6 +176,10 @@ class _Streams:
         self._watch.publishing(key)
         return await self._inner.publish_once(channel, key, *more, **named)
 
+    async def publish_if_heard(self, channel: str, key: str, *more: Any, **named: Any) -> bool:
+        self._watch.publishing(key)
+        return bool(await self._inner.publish_if_heard(channel, key, *more, **named))
+
 
 async def work(arguments: argparse.Namespace) -> None:
     wanted = arguments.roles.split(",")
@@ -185,7 +189,7 @@ async def work(arguments: argparse.Namespace) -> None:
         core = await stack.enter_async_context(open_core(chosen))
         if arguments.customers:
             await preload(core.state, arguments.customers)
-        parts = [roles.Root("world", core.world.run)]
+        parts = [roles.Root("world", core.world.run), roles.make_collector()]
         if "engine" in wanted:
             watched = dataclasses.replace(core, log=cast("EventLog", _Log(core.log, watch)))
 

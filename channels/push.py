@@ -27,8 +27,8 @@ class Publisher(Protocol):
         """Take back what was published under `key`, and publish `data`, once per reason. Raises `Unavailable`."""
         ...
 
-    async def connected(self, channel: str) -> bool:
-        """Whether any device is subscribed to `channel` now. Raises `Unavailable`."""
+    async def publish_if_heard(self, channel: str, key: str, data: bytes) -> bool:
+        """`publish_once` if any device is subscribed to `channel` now; False if none is. Raises `Unavailable`."""
         ...
 
 
@@ -68,12 +68,13 @@ class PushChannel:
     async def send(self, outgoing: Outgoing) -> str:
         message = outgoing.message
         try:
-            channel = _channel_of(message)
+            channel, data = _channel_of(message), _ENCODER.encode(outgoing.push)
             # A repeated send may be published already. Publishing again is harmless; falling back could say the same
             # thing twice.
-            if message.kind == "offer" and not outgoing.repeated and not await self._publisher.connected(channel):
+            if message.kind == "assist" or outgoing.repeated:
+                await self._publisher.publish_once(channel, message.id, data)
+            elif not await self._publisher.publish_if_heard(channel, message.id, data):
                 raise FallBack("no device is connected")
-            await self._publisher.publish_once(channel, message.id, _ENCODER.encode(outgoing.push))
         except Unavailable as error:
             raise RetrySend("the gateway's store is away") from error
         return ""

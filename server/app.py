@@ -15,7 +15,16 @@ from functools import partial
 from nearcast import metrics
 from nearcast.errors import NearcastError, Unavailable
 from server.core import Core, open_core
-from server.roles import Root, make_desk, make_dispatcher, make_engine, open_api, open_gateway, open_metrics
+from server.roles import (
+    Root,
+    make_collector,
+    make_desk,
+    make_dispatcher,
+    make_engine,
+    open_api,
+    open_gateway,
+    open_metrics,
+)
 from server.settings import Settings
 from server.valkey import EmbeddedValkey
 
@@ -31,7 +40,7 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda _: Non
     async with AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings))
         desk = make_desk(core)
-        roots = [Root("world", core.world.run)]
+        roots = [Root("world", core.world.run), make_collector()]
         if core.valkey is not None:
             roots.append(Root("embedded Valkey", partial(_watch, core.valkey)))
         if "engine" in settings.roles:

@@ -5,6 +5,8 @@ through the log makes it permanent; a later grant (by event time) overrules the 
 the same commit as the state (server/commit.lua).
 """
 
+from collections.abc import Mapping
+
 import msgspec
 from redis.asyncio import Redis
 
@@ -39,11 +41,20 @@ class OptOuts:
 
     async def overlay(self, customer: Customer) -> None:
         """Bring a customer just read from the state up to date, in place."""
+        bring_in(await self.noted(customer.id), customer)
+
+    async def noted(self, customer: CustomerId) -> Mapping[str, int]:
+        """When the customer last withdrew which scope, by the notes (ms)."""
         with reaching_store():
-            note = await self._redis.hget(self._key(customer.id), customer.id)
-        for scope, at_ms in _SCOPES.decode(note).items() if note else ():
-            if at_ms >= customer.consents.get(scope, (True, 0))[1]:
-                customer.consents[scope] = (False, at_ms)
+            note = await self._redis.hget(self._key(customer), customer)
+        return _SCOPES.decode(note) if note else {}
 
     def _key(self, customer: CustomerId) -> str:
         return keys.opt_outs(partition_of(customer, self._partitions))
+
+
+def bring_in(noted: Mapping[str, int], customer: Customer) -> None:
+    """Withdraw what is noted, unless the customer has granted it again since; in place."""
+    for scope, at_ms in noted.items():
+        if at_ms >= customer.consents.get(scope, (True, 0))[1]:
+            customer.consents[scope] = (False, at_ms)

@@ -1,5 +1,7 @@
 """The dispatcher's desk: what delivering a message needs from state, world and log."""
 
+import asyncio
+
 import msgspec
 from redis.asyncio import Redis
 
@@ -16,7 +18,7 @@ from offers.policy import Policy
 from offers.recheck import allowed_channels, recheck
 from server.api.links import Link, LinkSigner
 from server.compose import compose
-from server.consents import OptOuts
+from server.consents import OptOuts, bring_in
 from server.intake import Intake
 from server.log.base import Entry, EventLog
 from server.state import StateStore
@@ -77,16 +79,17 @@ class DeliveryDesk:
         """Re-check the message against what is true now; what to send and on which channels, or why not to."""
         partition = self._state.partition(message.customer)
         try:
-            customer, presence = (await self._state.load(partition, [message.customer]))[0]
+            # One after the other, each would wait for its turn on a busy machine.
+            [(customer, presence)], noted, stock = await asyncio.gather(
+                self._state.load(partition, [message.customer]),
+                self._opt_outs.noted(message.customer),
+                self._stock(message),
+            )
         except UnreadableState:
             # Until its deadline the message waits for a release that can, or for somebody to mend it. Unnamed: this is
             # logged.
             raise Unavailable("the record of a message's customer can't be read") from None
-        await self._opt_outs.overlay(customer)
-        stock = None
-        if message.store is not None and message.sku is not None:
-            pair = (message.store, message.sku)
-            stock = (await self._world.stock([pair])).get(pair)
+        bring_in(noted, customer)
         world = self._world.current
         stopped = recheck(message, customer, presence, world.catalogue, stock, self._policy, self._clock.now_ms())
         if stopped is not None:
@@ -142,6 +145,12 @@ class DeliveryDesk:
             )
         if not saved:
             raise Fenced(f"message {message.id} is with another dispatcher, or its outbox entry is gone")
+
+    async def _stock(self, message: Message) -> int | None:
+        if message.store is None or message.sku is None:
+            return None
+        pair = (message.store, message.sku)
+        return (await self._world.stock([pair])).get(pair)
 
     def _key(self, message: Message) -> str:
         return keys.delivery(self._state.partition(message.customer), message.id)

@@ -99,8 +99,13 @@ class _EngineWorld(WorldStore):
         return self._followed.current
 
 
-async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
+def make_collector() -> Root:
+    """What every process needs that keeps many customers' records or connections."""
     look_for_garbage_seldom()
+    return Root("garbage collector", keep_looking)
+
+
+async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
     settings = core.settings
     # What a batch waits for goes over connections that nobody else uses: a crowd of requests can't keep it waiting.
     redis = client_of(core.redis_url)
@@ -156,7 +161,6 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
     return [
         Root("engine", engine.run),
         Root("timers", timers.run),
-        Root("garbage collector", keep_looking),
         Root("eraser", eraser.run),
         Root("forgetting", forgetting.run),
         Root("catalogue feed", feed.run),

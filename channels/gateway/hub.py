@@ -32,6 +32,8 @@ CHECK_EVERY_S = 30.0
 CHECK_PARTS = 30
 #: How many channels go into one round trip: of those that join, and of those that need a look.
 BATCH = 64
+#: Those that are only due for a check go in smaller parts: nobody should wait for them.
+CHECKED_AT_ONCE = 16
 RETRY_S = 0.5
 #: How many publications a joining listener may be given before its history has been read.
 MAX_HELD = 256
@@ -318,7 +320,7 @@ class Hub:
         return visits
 
     def _take_unsettled(self) -> list[Feed]:
-        channels = list(self._unsettled)[:BATCH]
+        channels = list(self._unsettled)[:CHECKED_AT_ONCE]
         for channel in channels:
             del self._unsettled[channel]
         return [feed for channel in channels if (feed := self._feeds.get(channel))]

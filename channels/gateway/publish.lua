@@ -1,8 +1,9 @@
 -- Appends one publication to a channel and tells the nodes that have a subscriber: all or nothing, in one step, so a
 -- publisher that dies can't leave a publication stored and untold, and no node sees two publications swapped.
 -- KEYS: stream, meta, gone, nodes [, once]
--- ARGV: channel, data, key ('' for none), history size, history ttl (s), dead before (ms), a fresh epoch, bus prefix
--- Returns {epoch, offset}.
+-- ARGV: channel, data, key ('' for none), history size, history ttl (s), dead before (ms), a fresh epoch, bus prefix,
+--       1 to publish only if a node has a subscriber
+-- Returns {epoch, offset}; nil if nobody would have heard it.
 local stream, meta, gone, nodes, once = unpack(KEYS)
 local channel, data, key, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5])
 
@@ -15,6 +16,8 @@ if before then
   end
   return {epoch, offset}
 end
+
+if ARGV[9] == '1' and redis.call('ZCOUNT', nodes, ARGV[6], '+inf') == 0 then return false end
 
 local epoch, offset = append(stream, meta, gone, data, key, ARGV[4], ttl, ARGV[7])
 if once then redis.call('SET', once, epoch .. '\n' .. offset, 'EX', ttl) end

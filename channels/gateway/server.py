@@ -45,7 +45,9 @@ class Gateway:
         self._hub = Hub(streams, envelope_of, self._control)
         services = Services(settings, tokens, self._hub, streams, self._users, backend, self._wheel, clock)
         self._clients = Clients()
-        self._turnstile = Turnstile(settings.handshakes_per_second, settings.joins_at_once, settings.queue_s, clock)
+        self._turnstile = Turnstile(
+            settings.handshakes_per_second, settings.joins_at_once, settings.queue_s, settings.queue_room, clock
+        )
         addresses = Addresses(settings.connections_per_address, settings.trusted_proxies)
         self._sessions = Sessions(services, self._clients, streams.alias, streams.tell)
         self._fallback = Fallback(services, self._sessions, addresses, self._turnstile)

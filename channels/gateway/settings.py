@@ -42,8 +42,10 @@ class GatewaySettings:
     handshakes_per_second: int = 1_000
     #: Newcomers get in only while fewer than this are still waiting for the answer to their `connect`.
     joins_at_once: int = 64
-    #: Who would have to wait longer gets a 503; SDKs give up after 5 s, and come back at a time of chance.
-    queue_s: float = 3.0
+    #: Who has waited so long gets a 503; SDKs give up after 5 s, and come back at a time of chance.
+    queue_s: float = 4.0
+    #: Newcomers that may wait. Each takes a descriptor.
+    queue_room: int = 10_000
     #: Events of one client, by `send` or rpc; a phone that reports every 2 s needs 30.
     events_per_minute: int = 100
     #: Commands of one client, events included.
@@ -53,4 +55,4 @@ class GatewaySettings:
     #: Public channels of one client, beside those of its token.
     subscriptions: int = 32
     #: The resolution of timeouts.
-    tick_s: float = 0.5
+    tick_s: float = 0.1

@@ -75,7 +75,7 @@ class ChannelStreams:
             for name in ("publish.lua", "withdraw.lua", "history.lua", "join.lua", "presence.lua")
         )
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
-        self._unsent: deque[tuple[list[_Part], asyncio.Future[tuple[bytes, bytes]]]] = deque()
+        self._unsent: deque[tuple[list[_Part], asyncio.Future[tuple[bytes, bytes] | None]]] = deque()
         self._sending: asyncio.Task[None] | None = None
 
     async def publish(self, channel: str, data: bytes, key: str = "") -> Position:
@@ -86,13 +86,17 @@ class ChannelStreams:
         """
         if key and not key.isprintable():
             raise InputError("bad_key", "a key is printable text", "key")
-        return await self._append(channel, data, key, [])
+        return cast("Position", await self._append(channel, data, key, []))
 
     async def publish_once(self, channel: str, once: str, data: bytes) -> Position:
         """Like `publish`, once per `once`: repeated within the history's time it tells the nodes again, appends
         nothing, and returns the first position.
         """
-        return await self._append(channel, data, "", [keys.channel_once(channel, once)])
+        return cast("Position", await self._append(channel, data, "", [keys.channel_once(channel, once)]))
+
+    async def publish_if_heard(self, channel: str, once: str, data: bytes) -> bool:
+        """`publish_once`, but only if the channel is `connected`; whether it was, or was published already."""
+        return await self._append(channel, data, "", [keys.channel_once(channel, once)], heard=True) is not None
 
     async def withdraw(self, channel: str, once: str, data: bytes, reason: str = "") -> bool:
         """Take back what `publish_once` published under `once`, and publish `data` to those who have it already.
@@ -191,15 +195,18 @@ class ChannelStreams:
             command += client
         return command
 
-    async def _append(self, channel: str, data: bytes, key: str, once: list[str]) -> Position:
+    async def _append(
+        self, channel: str, data: bytes, key: str, once: list[str], *, heard: bool = False
+    ) -> Position | None:
         names = [*_history_keys(channel), keys.channel_nodes(channel), *once]
         command: list[_Part] = ["EVALSHA", self._publish.sha, len(names), *names]
-        command += [channel, single_line(data), key, *self._kept()]
-        sent: asyncio.Future[tuple[bytes, bytes]] = asyncio.get_running_loop().create_future()
+        command += [channel, single_line(data), key, *self._kept(), int(heard)]
+        sent: asyncio.Future[tuple[bytes, bytes] | None] = asyncio.get_running_loop().create_future()
         self._unsent.append((command, sent))
         if self._sending is None:
             self._sending = asyncio.create_task(self._send(), name="gateway-publish")
-        return _position(*await sent)
+        found = await sent
+        return found and _position(*found)
 
     async def _send(self) -> None:
         """Send what is unsent, one round trip after the other: what is published meanwhile goes with the next one."""
@@ -216,7 +223,7 @@ class ChannelStreams:
                 if isinstance(reply, Exception):
                     sent.set_exception(_unavailable(reply))
                 else:
-                    sent.set_result(cast("tuple[bytes, bytes]", reply))
+                    sent.set_result(cast("tuple[bytes, bytes] | None", reply))
         self._sending = None
 
     async def _each(self, commands: Sequence[Sequence[_Part]], script: AsyncScript) -> list[object]:

@@ -1,8 +1,8 @@
 """Lets newcomers in one after the other, so that a storm of them queues and doesn't crush those who are in.
 
 First come, first served, at a bounded rate, and only while few are still waiting for the answer to their `connect`,
-which costs the store something. Who would wait longer than an SDK does is turned away at once or when the time is up:
-it comes back at a time of chance, which is what ends a storm.
+which costs the store something. Who has waited nearly as long as an SDK does is turned away, and comes back at a time
+of chance. Not earlier: one that waits costs nothing but its socket, and one that is turned away comes back sooner.
 """
 
 import asyncio
@@ -28,10 +28,11 @@ class Newcomer(Protocol):
 class Turnstile:
     """See the module."""
 
-    def __init__(self, per_second: int, joins_at_once: int, wait_s: float, clock: Clock) -> None:
+    def __init__(self, per_second: int, joins_at_once: int, wait_s: float, room: int, clock: Clock) -> None:
         self._per_second = per_second
         self._joins_at_once = joins_at_once
         self._wait_s = wait_s
+        self._room = room
         self._clock = clock
         self._waiting: OrderedDict[Newcomer, float] = OrderedDict()
         self._joining = 0
@@ -43,7 +44,7 @@ class Turnstile:
 
     def enter(self, newcomer: Newcomer) -> None:
         """`admit` or `turn_away` it, now or later."""
-        if self._closed or len(self._waiting) >= self._per_second * self._wait_s:
+        if self._closed or len(self._waiting) >= self._room:
             newcomer.turn_away()
             return
         self._waiting[newcomer] = self._clock.monotonic_s() + self._wait_s

@@ -31,9 +31,11 @@ class Recorder:
         self.reasons.append(reason)
         return True
 
-    async def connected(self, channel: str) -> bool:
+    async def publish_if_heard(self, channel: str, key: str, data: bytes) -> bool:
         if self.away:
             raise Unavailable("away")
+        if channel in self.listening:
+            self.published.append((channel, key, data))
         return channel in self.listening
 
 

@@ -31,7 +31,7 @@ def fates(guests: list[Guest]) -> list[str]:
 async def test_a_storm_queues_and_gets_in_at_the_rate_in_order() -> None:
     """100 a second: five at once, then the others in the order of their coming; who has hung up takes nobody's turn."""
     clock = ManualClock()
-    turnstile = Turnstile(100, joins_at_once=64, wait_s=3, clock=clock)
+    turnstile = Turnstile(100, joins_at_once=64, wait_s=3, room=30, clock=clock)
     guests = [Guest() for _ in range(20)]
     for guest in guests:
         turnstile.enter(guest)
@@ -47,7 +47,7 @@ async def test_a_storm_queues_and_gets_in_at_the_rate_in_order() -> None:
 
 async def test_the_queue_moves_on_by_itself() -> None:
     """Nobody has to come or go for those who wait to get their turn."""
-    turnstile = Turnstile(100, joins_at_once=64, wait_s=3, clock=SystemClock())
+    turnstile = Turnstile(100, joins_at_once=64, wait_s=3, room=30, clock=SystemClock())
     guests = [Guest() for _ in range(10)]
     for guest in guests:
         turnstile.enter(guest)
@@ -60,7 +60,7 @@ async def test_the_queue_moves_on_by_itself() -> None:
 async def test_nobody_gets_in_while_many_are_joining() -> None:
     """While as many joins as are allowed are under way, newcomers wait; each one that ends lets one in."""
     clock = ManualClock()
-    turnstile = Turnstile(1000, joins_at_once=2, wait_s=3, clock=clock)
+    turnstile = Turnstile(1000, joins_at_once=2, wait_s=3, room=30, clock=clock)
     turnstile.join()
     turnstile.join()
     guests = [Guest() for _ in range(3)]
@@ -77,7 +77,7 @@ async def test_nobody_gets_in_while_many_are_joining() -> None:
 async def test_who_would_wait_too_long_is_turned_away() -> None:
     """At once if the queue is as long as its time allows, later if the time is up although it moved too slowly."""
     clock = ManualClock()
-    turnstile = Turnstile(10, joins_at_once=1, wait_s=3, clock=clock)
+    turnstile = Turnstile(10, joins_at_once=1, wait_s=3, room=30, clock=clock)
     turnstile.join()
     guests = [Guest() for _ in range(31)]
     for guest in guests:
@@ -94,7 +94,7 @@ async def test_who_would_wait_too_long_is_turned_away() -> None:
 
 async def test_a_closed_turnstile_turns_everybody_away() -> None:
     """Those who wait, and all who still come."""
-    turnstile = Turnstile(1000, joins_at_once=1, wait_s=3, clock=ManualClock())
+    turnstile = Turnstile(1000, joins_at_once=1, wait_s=3, room=30, clock=ManualClock())
     turnstile.join()
     waiting, late = Guest(), Guest()
     turnstile.enter(waiting)

@@ -102,6 +102,19 @@ async def test_concurrent_publishers_never_share_an_offset(streams: ChannelStrea
     assert sorted(position.offset for position in positions) == list(range(1, 201))
 
 
+async def test_nothing_is_published_to_nobody_if_so_wished(streams: ChannelStreams, redis: Redis) -> None:
+    """Only where a node listens; and what was published before stays published, whoever has left meanwhile."""
+    assert not await streams.publish_if_heard(CHANNEL, "m1", b"1")
+    assert not await streams.published(CHANNEL, "m1")
+    async with listening(redis, "node-1"):
+        await streams.attend([Listening(CHANNEL)])
+        assert await streams.publish_if_heard(CHANNEL, "m1", b"1")
+    await streams.dismiss([CHANNEL])
+    assert await streams.publish_if_heard(CHANNEL, "m1", b"1")
+    assert not await streams.publish_if_heard(CHANNEL, "m2", b"2")
+    assert (await streams.read(CHANNEL, None)).position.offset == 1
+
+
 async def test_what_is_published_together_is_sent_together(redis: Redis, clock: ManualClock) -> None:
     """In few round trips, in order; a script that the store has forgotten makes nothing happen twice, and a caller who
     went away keeps nobody waiting. What fails, fails alone."""
