@@ -1,8 +1,8 @@
-"""What single steps of the engine cost, one processor, no I/O: matching, tracking, features, scoring.
+"""What single steps of the engine cost, one processor, no I/O: tracking, features, scoring.
 
     python -m bench.parts [--stores 500]
 
-The peer of matching is shapely's STRtree over the same fences as 64-sided polygons, in the same run.
+Matching has a benchmark of its own: `bench.geofence`.
 """
 
 import argparse
@@ -14,9 +14,8 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import shapely
 
-from bench.city import DEGREES, LAT, LNG, city
+from bench.city import city
 from geofence.index import FenceIndex
 from geofence.tracker import track
 from models import features
@@ -24,10 +23,6 @@ from models.scorer import Scorer
 from nearcast.customer import Customer, Presence, SegmentHistory
 from nearcast.events import Location
 from nearcast.ids import CustomerId
-from nearcast.world import Circle
-
-BATCH = 2_000
-_METRE = 1 / 111_195
 
 
 def best_us(call: Callable[[], object], per: int, repeats: int = 7) -> float:
@@ -74,19 +69,7 @@ def main() -> None:
     chance = random.Random(7)
     world = city(stores, chance)
     rows: dict[str, float] = {}
-    rows["index build, a fence"] = best_us(lambda: FenceIndex.build(world.fences), len(world.fences), repeats=1)
     index = FenceIndex.build(world.fences)
-    rows["index rebuild with the previous one, a fence"] = best_us(
-        lambda: FenceIndex.build(world.fences, index), len(world.fences), repeats=1
-    )
-    generator = np.random.default_rng(7)
-    lats = LAT + generator.uniform(-DEGREES, DEGREES, BATCH)
-    lngs = LNG + generator.uniform(-DEGREES, DEGREES, BATCH)
-    rows["match, a fix"] = best_us(lambda: index.match(lats, lngs), BATCH)
-    discs = [fence.geometry for fence in world.fences if isinstance(fence.geometry, Circle)]
-    centres = shapely.points([disc.center for disc in discs])
-    tree = shapely.STRtree(shapely.buffer(centres, [disc.radius_m * _METRE for disc in discs], quad_segs=16))
-    rows["shapely STRtree, a fix"] = best_us(lambda: tree.query(shapely.points(lngs, lats), "intersects"), BATCH)
     store = world.stores[0]
     rows |= {f"track: {case}": cost for case, cost in tracking(index, store.lat, store.lng).items()}
     customer = Customer(id=CustomerId("c"))

@@ -33,7 +33,7 @@ CHECK_PARTS = 30
 #: How many channels go into one round trip: of those that join, and of those that need a look.
 BATCH = 64
 #: Those that are only due for a check go in smaller parts: nobody should wait for them.
-CHECKED_AT_ONCE = 16
+CHECKED_AT_ONCE = 32
 RETRY_S = 0.5
 #: How many publications a joining listener may be given before its history has been read.
 MAX_HELD = 256
