@@ -603,15 +603,15 @@ def _end_stays(presence: Presence, now_ms: int, index: FenceIndex) -> list[Trans
 
 
 def _redrawn(
-    unconfirmed: Set[FenceId], presence: Presence, index: FenceIndex, ended: Iterable[Transition]
+    unconfirmed: Set[FenceId], presence: Presence, index: FenceIndex, ended: Sequence[Transition]
 ) -> set[FenceId]:
     """Which of these stays are over because their fences lie elsewhere than when a position last confirmed them.
 
     Whoever is in a fence is in those around it, wherever they are drawn: a stay that goes on, or that has `ended`
-    otherwise just now, speaks for them.
+    otherwise just now, speaks for them. A fence that is deleted may do so, too, but it isn't known any more for which.
     """
     known = presence.nearby
-    if known is None or not known.located or known.accuracy_m < 0:
+    if known is None or not known.located or known.accuracy_m < 0 or any(item.reason == "deleted" for item in ended):
         return set()
     error_m = SURE * _sigma_m(known.accuracy_m)
 

@@ -67,11 +67,11 @@ _STATUS_ORDER: dict[DeliveryStatus | None, int] = {
     "sent": 3,
     "suppressed": 4,
     "delivered": 5,
-    "recalled": 5,
-    "opened": 6,
-    "dismissed": 7,
-    "applied": 8,
-    "redeemed": 9,
+    "recalled": 6,
+    "opened": 7,
+    "dismissed": 8,
+    "applied": 9,
+    "redeemed": 10,
 }
 _MOMENT_OF_ACTION: dict[str, Trigger] = {
     "app_open": "app_open",

@@ -79,12 +79,10 @@ class DeliveryDesk:
         """Re-check the message against what is true now; what to send and on which channels, or why not to."""
         partition = self._state.partition(message.customer)
         try:
-            # One after the other, each would wait for its turn on a busy machine.
-            [(customer, presence)], noted, stock = await asyncio.gather(
-                self._state.load(partition, [message.customer]),
-                self._opt_outs.noted(message.customer),
-                self._stock(message),
-            )
+            # The note before the state: an erasure takes both in one step, so a note that is gone by then has left a
+            # state that is gone, too.
+            noted, stock = await asyncio.gather(self._opt_outs.noted(message.customer), self._stock(message))
+            [(customer, presence)] = await self._state.load(partition, [message.customer])
         except UnreadableState:
             # Until its deadline the message waits for a release that can, or for somebody to mend it. Unnamed: this is
             # logged.

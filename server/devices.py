@@ -232,7 +232,8 @@ class DeviceBackend:
     async def _helped(self, decision: DecisionId, alert: MessageId) -> None:
         """Say in the log that staff spoke to the customer, whom the alert names by a handle only."""
         decided = await self._desk.decision_about_anybody(decision)
-        if decided is not None:
+        # Of someone who is being erased, this would be a new record.
+        if decided is not None and not await self._desk.erasing(decided.customer):
             uid, anonymous_id = ids_of(decided.customer)
             event_id = derived_event_id("helped", alert)
             event = Action(id=event_id, uid=uid, anonymous_id=anonymous_id, action="staff_contact", store=decided.store)

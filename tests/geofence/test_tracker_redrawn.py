@@ -95,6 +95,10 @@ def test_a_department_that_sticks_out_of_its_store() -> None:
     presence = Presence()
     feed(presence, FenceIndex.build([STORE, annex]), [fix(0, 0, 60), fix(10, 0, 60)])
     assert {reason for *_, reason in exits(feed(presence, FenceIndex.build([STORE, annex]), away))} == {""}
+    presence = Presence()
+    feed(presence, FenceIndex.build([STORE, annex]), [fix(0, 0, 60), fix(10, 0, 60)])
+    left = exits(feed(presence, FenceIndex.build([STORE]), [fix(20, 0, 60), *away]))
+    assert {(name, reason) for name, *_, reason in left} == {("annex", "deleted"), ("store", "")}
     closing = FenceIndex.build([STORE, msgspec.structs.replace(annex, valid_until_ms=START_MS + 20_000)])
     presence = Presence()
     feed(presence, closing, [fix(0, 0, 60), fix(10, 0, 60)])

@@ -217,6 +217,18 @@ def test_dismissed_is_after_opened_and_before_applied() -> None:
     assert customer.messages[0].status == "applied"
 
 
+def test_a_recall_is_after_delivered_and_before_opened() -> None:
+    """A message that was shown can be taken back; whoever has opened it, has seen it."""
+    customer = somebody()
+    customer.messages = [SentMessage(MessageId("m"), DecisionId("d"), PromotionId("p"), 1)]
+    for status, then in (("delivered", "delivered"), ("recalled", "recalled"), ("delivered", "recalled")):
+        fold(customer, new(Receipt, message="m", decision="d", status=status, ts=2))
+        assert customer.messages[0].status == then
+    for status in ("opened", "recalled"):
+        fold(customer, new(Receipt, message="m", decision="d", status=status, ts=3))
+        assert customer.messages[0].status == "opened"
+
+
 def test_a_failed_channel_is_not_the_end() -> None:
     """After one channel failed the next may still bring the message; a sent one fails only on its own channel."""
     customer = somebody()

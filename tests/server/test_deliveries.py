@@ -1,6 +1,7 @@
 """The re-check before a send, on a real store: what is true now decides, not what was true at the decision."""
 
 from collections.abc import AsyncIterator
+from functools import partialmethod
 from typing import Any
 
 import msgspec
@@ -133,6 +134,27 @@ async def test_promotion_gone(counter: Counter) -> None:
     """The retailer has ended it."""
     await counter.world.remove("promotion", "abandoned")
     assert await counter.desk.prepare(await counter.message()) == Reason.PROMOTION_ENDED
+
+
+async def test_erased_between_two_reads(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An erasure takes state and opt-out note together: whichever is read first, what was withdrawn is not sent."""
+    message = await counter.message()
+    await counter.opt_outs.withdraw(ANN, "all", NOW + 900)
+    noted, load = OptOuts.noted, StateStore.load
+    erased = False
+
+    async def after_an_erasure(read: Any, *arguments: Any) -> Any:
+        nonlocal erased
+        found = await read(*arguments)
+        if not erased:
+            erased = True
+            await counter.happens(Erase(id="x", uid="ann", ts=NOW + 7))
+        return found
+
+    monkeypatch.setattr(OptOuts, "noted", partialmethod(lambda self, who: after_an_erasure(noted, self, who)))
+    monkeypatch.setattr(StateStore, "load", partialmethod(lambda self, *all_: after_an_erasure(load, self, *all_)))
+    assert await counter.desk.prepare(message) in (Reason.ERASED, Reason.OPTED_OUT)
+    assert erased
 
 
 async def test_erased(counter: Counter) -> None:

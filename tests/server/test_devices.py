@@ -300,6 +300,16 @@ async def test_an_alert_is_closed(backend: DeviceBackend, redis: Redis, person: 
     assert [told["reason"] for told in await channel_of(redis, "staff:graben")] == ["claimed", "closed"]
 
 
+async def test_who_is_being_erased_is_not_written_of_again(backend: DeviceBackend, redis: Redis) -> None:
+    """An alert about them can still be closed; the log says nothing of it."""
+    await published(redis, "staff:graben", "d1", "staff")
+    await decided(redis, CustomerId("ann"), "d1")
+    await backend.rpc(TABLET, "assist.claim", msgspec.json.encode({"message": message_id(DecisionId("d1"), "staff")}))
+    await redis.hset(keys.erasures(partition_of(CustomerId("ann"), PARTITIONS)), "ann", "asked")
+    assert await backend.rpc(TABLET, "assist.close", named("d1", "staff", outcome="helped")) == b'{"outcome":"helped"}'
+    assert await logged(redis, topics.ACTIONS) == []
+
+
 @pytest.mark.parametrize("outcome", ["not_found", "other"])
 async def test_nobody_was_helped(backend: DeviceBackend, redis: Redis, outcome: str) -> None:
     """An alert that came to nothing says nothing of the customer."""
