@@ -143,7 +143,8 @@ class Client:
             self.close(SHUTDOWN)
 
     def left(self) -> None:
-        """The connection has ended, and the last `take` has."""
+        """The connection has ended. What a `take` that still runs has joined by then, it lets go of."""
+        self.closed = True
         self._services.wheel.remove(self)
         for channel in list(self._subscriptions):
             self._leave(channel)

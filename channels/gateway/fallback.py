@@ -189,10 +189,21 @@ class HttpConnection(asyncio.Protocol):
                     self._refuse(413, "The commands are too long.")
             elif isinstance(event, h11.EndOfMessage):
                 self._carry_out()
+                waits = self._waits_for_node or self._newcomer or self._emulated
+                if self._http.trailing_data[0] and not waits and not self._transport.is_closing():
+                    # Of many requests that came together, one at a time: others want their turn, too.
+                    self._transport.pause_reading()
+                    asyncio.get_running_loop().call_soon(self._next_turn)
+                    return
             elif isinstance(event, h11.ConnectionClosed):
                 self._transport.close()
             else:  # More is needed, or nothing may follow.
                 return
+
+    def _next_turn(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._turn()
 
     def _begin(self, event: h11.Request) -> None:
         path, _, query = event.target.decode("ascii").partition("?")

@@ -203,7 +203,7 @@ class ChannelStreams:
         command += [channel, single_line(data), key, *self._kept(), int(heard)]
         sent: asyncio.Future[tuple[bytes, bytes] | None] = asyncio.get_running_loop().create_future()
         self._unsent.append((command, sent))
-        if self._sending is None:
+        if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send(), name="gateway-publish")
         found = await sent
         return found and _position(*found)
@@ -215,7 +215,7 @@ class ChannelStreams:
             try:
                 async with self._store():
                     replies = await self._each([command for command, _ in batch], self._publish)
-            except Unavailable as error:
+            except Exception as error:  # noqa: BLE001 whatever it is, it is the callers' to hear of
                 replies = [error] * len(batch)
             for (_, sent), reply in zip(batch, replies, strict=True):
                 if sent.cancelled():

@@ -26,7 +26,7 @@ _Seconds = Annotated[int, msgspec.Meta(ge=0, le=9_999_999_999)]
 
 
 class TokenExpired(Unauthenticated):
-    """The token was good once: the client should fetch a new one."""
+    """The token was good once, or will be: the client should fetch another one."""
 
 
 class Verified(NamedTuple):
@@ -80,7 +80,8 @@ class Tokens:
         if now_s > claims.exp + LEEWAY_S:
             raise TokenExpired("token_expired", "the token has expired")
         if now_s < max(claims.nbf, claims.iat) - LEEWAY_S:
-            raise Unauthenticated("invalid_token", "the token is not valid yet")
+            # A clock is slow, perhaps ours: no reason for a client to give up for good.
+            raise TokenExpired("token_not_valid_yet", "the token is not valid yet")
         own = (f"customer:{claims.sub}",) if claims.role == "customer" else ()
         channels = tuple(dict.fromkeys((*own, *claims.channels)))
         return Verified(Identity(claims.sub, claims.role, channels), claims.exp * 1000, claims.iat * 1000)

@@ -6,10 +6,14 @@ of chance. Not earlier: one that waits costs nothing but its socket, and one tha
 """
 
 import asyncio
+import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Protocol
 
 from nearcast.clock import Clock
+
+log = logging.getLogger("nearcast.channels.gateway")
 
 #: How often the queue moves on, in seconds.
 STEP_S = 0.01
@@ -45,7 +49,7 @@ class Turnstile:
     def enter(self, newcomer: Newcomer) -> None:
         """`admit` or `turn_away` it, now or later."""
         if self._closed or len(self._waiting) >= self._room:
-            newcomer.turn_away()
+            _tell(newcomer.turn_away)
             return
         self._waiting[newcomer] = self._clock.monotonic_s() + self._wait_s
         self.turn()
@@ -67,7 +71,7 @@ class Turnstile:
         """Turn everybody away, from now on."""
         self._closed = True
         while self._waiting:
-            self._waiting.popitem(last=False)[0].turn_away()
+            _tell(self._waiting.popitem(last=False)[0].turn_away)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -80,11 +84,11 @@ class Turnstile:
             newcomer, until_s = next(iter(self._waiting.items()))
             if until_s <= now_s:
                 del self._waiting[newcomer]
-                newcomer.turn_away()
+                _tell(newcomer.turn_away)
             elif self._level >= 1 and self._joining < self._joins_at_once:
                 self._level -= 1
                 del self._waiting[newcomer]
-                newcomer.admit()
+                _tell(newcomer.admit)
             else:
                 break
         if self._waiting and self._timer is None:
@@ -93,3 +97,11 @@ class Turnstile:
     def _again(self) -> None:
         self._timer = None
         self.turn()
+
+
+def _tell(what: Callable[[], None]) -> None:
+    """Whatever is wrong with one newcomer, the others go on."""
+    try:
+        what()
+    except Exception:
+        log.exception("a newcomer could be neither let in nor turned away")

@@ -206,6 +206,7 @@ class Wire(asyncio.BufferedProtocol):
         if not _may_ask_for_websocket(head):
             self._hand_over(head)
         elif len(head) > MAX_HEAD_BYTES:
+            self._door.turnstile.leave(self)
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif not waits and _END_OF_HEAD in head:
             self._queue(head)
@@ -219,7 +220,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def _queue(self, head: bytearray) -> None:
         if self._address is None:
-            forwarded = b",".join(_FORWARDED.findall(head)).decode("latin-1")
+            forwarded = b",".join(_FORWARDED.findall(head.partition(_END_OF_HEAD)[0])).decode("latin-1")
             if not self._enter(self._door.addresses.origin(self._peer, forwarded)):
                 return
         self._door.turnstile.enter(self)
@@ -251,7 +252,8 @@ class Wire(asyncio.BufferedProtocol):
             self._receive(self._rules, rest)
 
     def turn_away(self) -> None:
-        self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+        if self._head is not None:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _enter(self, address: str) -> bool:
         if not self._door.addresses.enter(address):

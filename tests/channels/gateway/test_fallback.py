@@ -487,6 +487,47 @@ async def test_a_client_that_leaves_frees_everything(
         await asyncio.sleep(0.01)
 
 
+async def test_a_client_that_leaves_while_it_joins_is_not_kept(
+    gateway: Gateway, http: Http, token: str, streams: ChannelStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has joined by the time the store answers is let go of: nobody would ever leave for it."""
+    attend, asked, go_on = gateway._hub._streams.attend, asyncio.Event(), asyncio.Event()
+
+    async def slow(*arguments: Any) -> Any:
+        found = await attend(*arguments)
+        asked.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(gateway._hub._streams, "attend", slow)
+    async with http.open(token):
+        await asked.wait()
+    await until(lambda: not gateway_clients(gateway), "the client has left")
+    go_on.set()
+    await until(lambda: not gateway._hub._feeds, "its channel is left")
+    assert not await streams.connected(CHANNEL)
+
+
+async def test_requests_that_come_together_are_answered_one_at_a_time(gateway: Gateway) -> None:
+    """All of them and in order; others have their turn in between."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    waiting = asyncio.create_task(others())
+    writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+    for _ in range(100):
+        await reader.readuntil(b"ok\n")
+    waiting.cancel()
+    writer.close()
+    assert turns > 100
+
+
 async def test_a_slow_client_is_closed_and_holds_up_nobody(
     start_gateway: StartGateway, streams: ChannelStreams, token: str
 ) -> None:

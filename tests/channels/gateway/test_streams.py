@@ -102,6 +102,17 @@ async def test_concurrent_publishers_never_share_an_offset(streams: ChannelStrea
     assert sorted(position.offset for position in positions) == list(range(1, 201))
 
 
+async def test_a_fault_of_ours_stops_no_later_publication(
+    streams: ChannelStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong with some that are sent together is told to those who wait for them, and to nobody else."""
+    with monkeypatch.context() as broken:
+        broken.setattr(streams.redis, "pipeline", lambda **_: 1 / 0)
+        found = await asyncio.gather(*(streams.publish(CHANNEL, b"1") for _ in range(2)), return_exceptions=True)
+    assert [type(one) for one in found] == [Unavailable, Unavailable]
+    assert (await streams.publish(CHANNEL, b"2")).offset == 1
+
+
 async def test_nothing_is_published_to_nobody_if_so_wished(streams: ChannelStreams, redis: Redis) -> None:
     """Only where a node listens; and what was published before stays published, whoever has left meanwhile."""
     assert not await streams.publish_if_heard(CHANNEL, "m1", b"1")

@@ -78,20 +78,25 @@ def unsigned() -> str:
         signed(sub="c" * 129),
         signed(exp=10**30),
         signed(exp="soon"),
-        signed(iat=NOW_S + 3600),
-        signed(nbf=NOW_S + 3600),
         signed(aud="somewhere else"),
         signed(channels=["a\nb"]),
         signed(channels="customer:c2"),
         signed(channels=[f"c{n}" for n in range(33)]),
     ],
-    ids=range(25),
+    ids=range(23),
 )
 def test_anything_else_is_invalid(token: str) -> None:
-    """Not signed by us with HS256, not complete, out of range, not yet valid, for another audience: all refused."""
+    """Not signed by us with HS256, not complete, out of range, for another audience: all refused."""
     with pytest.raises(Unauthenticated) as caught:
         tokens().verify(token)
     assert not isinstance(caught.value, TokenExpired)
+
+
+@pytest.mark.parametrize("token", [signed(iat=NOW_S + 3600), signed(nbf=NOW_S + 3600)])
+def test_a_token_of_the_future_is_refused_for_now(token: str) -> None:
+    """As one that has expired, so that a client tries again: some clock is slow."""
+    with pytest.raises(TokenExpired):
+        tokens().verify(token)
 
 
 @given(st.text() | st.from_regex(r"[A-Za-z0-9_-]{0,40}\.[A-Za-z0-9_-]{0,40}\.[A-Za-z0-9_-]{0,40}", fullmatch=True))

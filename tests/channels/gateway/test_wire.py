@@ -452,6 +452,29 @@ async def test_a_storm_waits_at_the_door(start_gateway: StartGateway, token: str
     await assert_nothing_is_left(gateway)
 
 
+async def test_one_who_misbehaves_at_the_door_harms_nobody(start_gateway: StartGateway, token: str) -> None:
+    """A head that goes on without end while it waits is refused, once; the queue goes on, and so does the shutdown."""
+    gateway = await start_gateway(joins_at_once=1, queue_s=0.3)
+    gateway._turnstile.join()
+    async with opened_later(gateway) as endless, opened_later(gateway) as patient:
+        await until(lambda: len(gateway._turnstile._waiting) == 2, "both wait")
+        endless.writer.write(b"x" * 20_000)
+        assert await endless.status() == 431
+        assert await patient.status() == 503
+    gateway._turnstile.joined()
+    await assert_nothing_is_left(gateway)
+
+
+async def test_a_body_names_no_address(start_gateway: StartGateway) -> None:
+    """What follows a request's head is not looked at for the address behind a proxy."""
+    gateway = await start_gateway(joins_at_once=1, queue_s=0.3, trusted_proxies=("127.0.0.0/8",))
+    gateway._turnstile.join()
+    async with connected(gateway) as sock:
+        sock.writer.write(HANDSHAKE.encode() + b"\r\n" + b"X-Forwarded-For: 192.0.2.9\r\n")
+        await until(lambda: gateway._turnstile._waiting, "it waits")
+        assert next(iter(gateway._turnstile._waiting))._address == "127.0.0.1"  # type: ignore[attr-defined]
+
+
 @contextlib.asynccontextmanager
 async def opened_later(gateway: Gateway) -> AsyncIterator[Socket]:
     async with connected(gateway) as sock:
