@@ -208,11 +208,6 @@ class Hub:
         except Unavailable:
             log.warning("could not sign off from %d channels; their entries expire", len(channels))
 
-    async def join(self, channel: str, listener: Listener, since: Position | None) -> tuple[Subscription, Recovered]:
-        """Subscribe a listener without an identity to one channel, as `join_all` does."""
-        [joined] = await self.join_all([(channel, since)], listener, client="", user="", issued_ms=0)
-        return joined
-
     async def join_all(
         self,
         wanted: Sequence[tuple[str, Position | None]],

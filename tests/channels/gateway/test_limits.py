@@ -92,6 +92,25 @@ async def test_who_would_wait_too_long_is_turned_away() -> None:
     assert fates([late]) == ["away"]
 
 
+async def test_one_newcomer_that_fails_keeps_no_other_out() -> None:
+    """Neither those who are let in nor those who are turned away."""
+
+    class Broken(Guest):
+        def admit(self) -> None:
+            raise RuntimeError("a bug")
+
+        turn_away = admit
+
+    clock = ManualClock()
+    turnstile = Turnstile(100, joins_at_once=64, wait_s=3, room=30, clock=clock)
+    guests = [Broken(), Guest(), *(Guest() for _ in range(3)), Broken(), Guest()]
+    for guest in guests:
+        turnstile.enter(guest)
+    assert fates(guests[1:5]) == ["in"] * 4
+    turnstile.close()
+    assert fates(guests[6:]) == ["away"]
+
+
 async def test_a_closed_turnstile_turns_everybody_away() -> None:
     """Those who wait, and all who still come."""
     turnstile = Turnstile(1000, joins_at_once=1, wait_s=3, room=30, clock=ManualClock())

@@ -262,7 +262,7 @@ async def test_joining_and_leaving_in_a_rush_keeps_the_node_listed(redis: Redis,
 
     async def visit(turns: int) -> None:
         for _ in range(turns):
-            subscription, _found = await hub.join(CHANNEL, Pad(), None)
+            [(subscription, _)] = await hub.join_all([(CHANNEL, None)], Pad(), client="", user="", issued_ms=0)
             subscription.go_live()
             await asyncio.sleep(0)
             hub.leave(subscription)
@@ -270,7 +270,7 @@ async def test_joining_and_leaving_in_a_rush_keeps_the_node_listed(redis: Redis,
 
     await asyncio.gather(*(visit(20) for _ in range(3)))
     pad = Pad()
-    subscription, found = await hub.join(CHANNEL, pad, None)
+    [(subscription, found)] = await hub.join_all([(CHANNEL, None)], pad, client="", user="", issued_ms=0)
     subscription.go_live()
     assert await streams.connected(CHANNEL)
     await streams.publish(CHANNEL, b"here")
