@@ -328,8 +328,13 @@ async def test_the_file_of_an_own_server(tmp_path: Path) -> None:
     folder = tmp_path / "valkey" / "appendonlydir"
 
     def traces_in_the_file() -> bool:
-        written = b"".join(file.read_bytes() for file in folder.iterdir())
-        return any(trace in written for trace in TRACES)
+        while True:
+            try:
+                written = b"".join(file.read_bytes() for file in folder.iterdir())
+            except FileNotFoundError:
+                # The server renamed or removed one of them between the listing and the reading.
+                continue
+            return any(trace in written for trace in TRACES)
 
     async with Redis.from_url(valkey.url) as redis:
         await redis.config_set("rdbcompression", "no")
