@@ -18,7 +18,7 @@ import numpy as np
 from bench.city import city
 from geofence.index import FenceIndex
 from geofence.tracker import track
-from models import features
+from models.features import redeem
 from models.scorer import Scorer
 from nearcast.customer import Customer, Presence, SegmentHistory
 from nearcast.events import Location
@@ -76,10 +76,10 @@ def main() -> None:
     customer.history.segments = {f"segment {n}": SegmentHistory(baskets=n, last_ms=n) for n in range(1, 40)}
     promotion = world.promotions[0]
     rows["feature row, 39 segments"] = best_us(
-        lambda: [features.row(customer, promotion, "segment 3", 10**12) for _ in range(500)], 500
+        lambda: [redeem.row(customer, promotion, "segment 3", 10**12) for _ in range(500)], 500
     )
     scorer = Scorer.load(Path(str(resources.files("models").joinpath("artifacts", "redeem"))))
-    row = features.row(customer, promotion, "segment 3", 10**12)
+    row = redeem.row(customer, promotion, "segment 3", 10**12)
     rows["score, one row"] = best_us(lambda: scorer.score([row]), 1, repeats=200)
     rows["score, a row of 1,000"] = best_us(lambda: scorer.score([row] * 1_000), 1_000)
     print(f"{'step':<48}{'microseconds':>14}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from models.features.base import Kind
 from nearcast.errors import ConfigurationError
 
 MODEL_FILE = "model.onnx"
@@ -19,29 +20,36 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How well probabilities fit outcomes. `auc` is 0.5 for a constant; lower `log_loss` and `brier` are better."""
 
     auc: float
-    #: The same over pairs of households of one campaign only: no credit for telling campaigns apart.
+    #: The same over pairs of rows of one group only (a campaign, a week): no credit for telling groups apart.
     auc_within: float
+    #: Area under the precision-recall curve, as a sum over its steps; the rate for a constant.
+    average_precision: float
+    #: Expected calibration error over ten bins of equal width: how far mean prediction and rate are apart, by rows.
+    ece: float
     log_loss: float
     brier: float
-    #: Redemption rate among the tenth scored highest, over that of all.
+    #: Rate among the tenth scored highest, over that of all.
     lift_top_tenth: float
     mean_predicted: float
     rate: float
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which campaigns a set of rows came from. Start dates are ISO, both included."""
+    """When a set of rows was seen, by ISO dates, both included; how many groups (campaigns, weeks) and rows there are,
+    and how many of those had the outcome.
+    """
 
-    first_start: str
-    last_start: str
-    campaigns: int
+    first: str
+    last: str
+    groups: int
     rows: int
-    redeemed: int
+    positives: int
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that is known of one model file."""
 
+    kind: Kind
     name: str
     algorithm: str
     seed: int
@@ -51,13 +59,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     features_hash: str
     #: SHA-256 over the training data's files.
     data_fingerprint: str
-    #: How many households were left out of the data on purpose: not 0 only in tests and trials.
-    households_left_out: int
+    #: How many customers were left out of the data on purpose: not 0 only in tests and trials.
+    customers_left_out: int
     train: Window
     test: Window
     #: On the test window: "model", and each baseline by name.
     metrics: dict[str, Metrics]
-    #: 95 % interval of the model's AUC, and of its gain over the best baseline; households resampled.
+    #: 95 % interval of the model's AUC, and of its gain over the best baseline; customers resampled.
     auc_interval: tuple[float, float]
     auc_gain_interval: tuple[float, float]
     libraries: dict[str, str]

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from models.features import FEATURES, FEATURES_HASH
+from models.features.base import Kind
+from models.features.sets import SETS
 from models.manifest import MODEL_FILE, Manifest, read
 from nearcast.errors import ConfigurationError
 
@@ -24,23 +25,26 @@ _BLOCK_ROWS = 16
 
 
 class Scorer:
-    """A loaded model: P(the customer redeems), per row of `models.features`."""
+    """A loaded model: a probability per row of its kind's features."""
 
     def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
         self.manifest = manifest
         self.version = manifest.version
+        self._width = len(manifest.features)
         self._session = session
         self._input = session.get_inputs()[0].name
         self._output = session.get_outputs()[1].name
 
     @classmethod
-    def load(cls, folder: Path) -> "Scorer":
+    def load(cls, folder: Path, kind: Kind = "redeem") -> "Scorer":
         """The model in `folder`.
 
-        Raises `ConfigurationError` if a file is missing, is not the one its manifest speaks of, or was trained on
-        other features than this code computes.
+        Raises `ConfigurationError` if a file is missing, is not the one its manifest speaks of, is of another kind, or
+        was trained on other features than this code computes.
         """
         manifest = read(folder)
+        if manifest.kind != kind:
+            raise ConfigurationError(f"the model in {folder} is of kind {manifest.kind!r}, wanted is {kind!r}")
         path = folder / MODEL_FILE
         try:
             content = path.read_bytes()
@@ -51,27 +55,27 @@ class Scorer:
             raise ConfigurationError(
                 f"model file {path} has SHA-256 {found}, its manifest says {manifest.onnx_sha256}: not the same model"
             )
-        if manifest.features_hash != FEATURES_HASH:
+        if manifest.features_hash != SETS[kind].hash:
             raise ConfigurationError(
                 f"model {path} was trained on other features: {_difference(manifest)}; train again"
             )
-        return cls(_open(content, path), manifest)
+        return cls(_open(content, path, len(manifest.features)), manifest)
 
     def score(self, rows: Sequence[Sequence[float]]) -> list[float]:
-        """P(redeem), 0..1, one per row and in the same order."""
+        """Probabilities, 0..1, one per row and in the same order."""
         if not rows:
             return []
         given = np.asarray(rows, dtype=np.float32)
-        if given.shape[1:] != (len(FEATURES),):
-            raise ValueError(f"a row has {len(FEATURES)} features, these have the shape {given.shape}")
-        batch = np.zeros((-(-len(given) // _BLOCK_ROWS) * _BLOCK_ROWS, len(FEATURES)), dtype=np.float32)
+        if given.shape[1:] != (self._width,):
+            raise ValueError(f"a row has {self._width} features, these have the shape {given.shape}")
+        batch = np.zeros((-(-len(given) // _BLOCK_ROWS) * _BLOCK_ROWS, self._width), dtype=np.float32)
         batch[: len(given)] = given
         (probabilities,) = self._session.run([self._output], {self._input: batch})
         scores: list[float] = probabilities[: len(given), 1].tolist()
         return scores
 
 
-def _open(content: bytes, path: Path) -> ort.InferenceSession:
+def _open(content: bytes, path: Path, width: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -82,14 +86,14 @@ def _open(content: bytes, path: Path) -> ort.InferenceSession:
     except Exception as error:  # noqa: BLE001  onnxruntime has no public base class for what it raises
         raise ConfigurationError(f"model file {path} is not an ONNX model that can be run: {error}") from None
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or inputs[0].shape[1:] != [len(FEATURES)] or len(outputs) != 2 or len(outputs[1].shape) != 2:
-        raise ConfigurationError(f"model file {path} must take [rows, {len(FEATURES)}] and give labels, probabilities")
+    if len(inputs) != 1 or inputs[0].shape[1:] != [width] or len(outputs) != 2 or len(outputs[1].shape) != 2:
+        raise ConfigurationError(f"model file {path} must take [rows, {width}] and give labels, probabilities")
     return session
 
 
 def _difference(manifest: Manifest) -> str:
-    missing = sorted(set(FEATURES) - set(manifest.features))
-    unknown = sorted(set(manifest.features) - set(FEATURES))
+    columns = set(SETS[manifest.kind].columns)
+    missing, unknown = sorted(columns - set(manifest.features)), sorted(set(manifest.features) - columns)
     if not missing and not unknown:
         return "the same names in another order or with another meaning"
     return f"it lacks {', '.join(missing) or 'nothing'}, and has {', '.join(unknown) or 'nothing'} that is unknown here"

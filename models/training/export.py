@@ -3,13 +3,11 @@
 The gate runs the file through the serving scorer, so what is compared is what will serve.
 """
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 from skl2onnx import to_onnx
 
-from models.features import FEATURES
+from models.training.task import Classifier
 from nearcast.errors import NearcastError
 
 MAX_DIFFERENCE = 1e-5
@@ -18,29 +16,17 @@ TIE = 1e-6
 _OPSET = {"": 18, "ai.onnx.ml": 3}
 
 
-class Classifier(Protocol):
-    """What scikit-learn's classifiers have in common."""
-
-    def fit(self, rows: NDArray[np.float64], outcomes: NDArray[np.bool_]) -> "Classifier":
-        """Learn; returns itself."""
-        ...
-
-    def predict_proba(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[rows, 2]: P(not), P(redeem)."""
-        ...
-
-
 class ParityError(NearcastError):
     """The exported file does not score as the model it was made from."""
 
 
-def onnx_bytes(model: Classifier) -> bytes:
-    """The model as an ONNX file: float32 [rows, features] in, labels and float32 [rows, 2] out.
+def onnx_bytes(model: Classifier, name: str, width: int) -> bytes:
+    """The model as an ONNX file: float32 [rows, `width`] in, labels and float32 [rows, 2] out.
 
     Deterministic: the graph's name, which skl2onnx would otherwise draw at random, is given.
     """
-    sample = np.zeros((1, len(FEATURES)), dtype=np.float32)
-    exported = to_onnx(model, sample, name="redeem", options={id(model): {"zipmap": False}}, target_opset=_OPSET)
+    sample = np.zeros((1, width), dtype=np.float32)
+    exported = to_onnx(model, sample, name=name, options={id(model): {"zipmap": False}}, target_opset=_OPSET)
     content: bytes = exported.SerializeToString()
     return content
 

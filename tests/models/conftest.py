@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from models.training.dataset import Dataset, replay
+from models.training.dataset import Dataset
+from models.training.extract import extract
 from models.training.history import History, load, package_folder
+from models.training.redeem import RedeemTask
 from models.training.train import Report, run
 
 HOUSEHOLDS = 300
@@ -20,7 +22,7 @@ def history() -> History:
 @pytest.fixture(scope="session")
 def dataset(history: History) -> Dataset:
     """The rows of that history."""
-    return replay(history)
+    return extract(history, RedeemTask())
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.features import FEATURES, FEATURES_HASH, row
+from models.features.redeem import REDEEM, row
 from nearcast import fold
 from nearcast.customer import Customer
 from nearcast.decisions import Decision
@@ -53,7 +53,7 @@ def promotion(what: What = What()) -> Promotion:  # noqa: B008  immutable
 
 def known(customer: Customer, what: What = What(), segment: str | None = None) -> dict[str, float]:  # noqa: B008
     """The customer's features now, by name."""
-    return dict(zip(FEATURES, row(customer, promotion(what), segment, NOW_MS), strict=True))
+    return dict(zip(REDEEM.columns, row(customer, promotion(what), segment, NOW_MS), strict=True))
 
 
 def buy(customer: Customer, at_ms: int, *items: Line) -> None:
@@ -87,7 +87,7 @@ def test_every_feature_is_finite(events: list[AnyEvent], what: What, segment: st
         event.id = f"event-{number}"
         fold.apply(customer, event, SEGMENTS, fold.FoldRules())
     values = row(customer, promotion(what), segment, at_ms)
-    assert len(values) == len(FEATURES)
+    assert len(values) == len(REDEEM.columns)
     assert all(math.isfinite(value) and 0 <= value < 1e6 for value in values)
 
 
@@ -154,4 +154,4 @@ def test_a_row_leaves_the_customer_alone() -> None:
 
 def test_the_hash_names_these_features() -> None:
     """Names and hash change together: whoever changes one sees that shipped models must be trained again."""
-    assert FEATURES_HASH == "00ef556533d18f70374bfb0b9bd50b236eeedff9b3386849977c8952ff4c0460"
+    assert REDEEM.hash == "0deca45e780f3340e77f7221d24d6d9b9334d6c9560e3fb44a3e1d8ad3b4d077"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import models
-from models.features import FEATURES
+from models.features.redeem import REDEEM
 from models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, read, write
 from models.scorer import Scorer
 from models.training.dataset import Dataset
@@ -33,10 +33,10 @@ def change(folder: Path, **fields: object) -> Manifest:
 def test_the_shipped_model_ranks_real_households(dataset: Dataset) -> None:
     """On later campaigns of real households, those who redeemed score higher three times out of four."""
     scorer = Scorer.load(SHIPPED)
-    later = dataset.where(dataset.starts_ms >= 1_502_755_200_000)  # 2017-08-15
+    later = dataset.where(dataset.at_ms >= 1_502_755_200_000)  # 2017-08-15
     scores = np.array(scorer.score(later.rows.tolist()))
     assert ((scores > 0) & (scores < 1)).all()
-    redeemed, others = scores[later.redeemed], scores[~later.redeemed]
+    redeemed, others = scores[later.outcome], scores[~later.outcome]
     assert len(redeemed) > 30
     # The AUC by its definition: over all pairs, how often the one who redeemed scores higher.
     assert (redeemed[:, None] > others[None, :]).mean() > 0.75
@@ -47,8 +47,8 @@ def test_the_shipped_model_belongs_to_this_code() -> None:
     scorer = Scorer.load(SHIPPED)
     digest = hashlib.sha256((SHIPPED / MODEL_FILE).read_bytes()).hexdigest()
     assert scorer.version == f"redeem-{digest[:12]}"
-    assert tuple(scorer.manifest.features) == FEATURES
-    assert scorer.manifest.households_left_out == 0
+    assert tuple(scorer.manifest.features) == REDEEM.columns
+    assert scorer.manifest.customers_left_out == 0
     assert f"# Model card: {scorer.version}" in (SHIPPED / "CARD.md").read_text()
 
 
@@ -67,10 +67,10 @@ def test_a_batch_scores_as_its_rows_do(dataset: Dataset) -> None:
         assert [score for batch in cut for score in batch] == one_by_one
 
 
-@pytest.mark.parametrize("width", [0, len(FEATURES) - 1, len(FEATURES) + 1])
+@pytest.mark.parametrize("width", [0, len(REDEEM.columns) - 1, len(REDEEM.columns) + 1])
 def test_a_row_of_another_width_is_refused(width: int) -> None:
     """A programming error, said plainly."""
-    with pytest.raises(ValueError, match=f"{len(FEATURES)} features"):
+    with pytest.raises(ValueError, match=f"{len(REDEEM.columns)} features"):
         Scorer.load(SHIPPED).score([[0.0] * width])
 
 
@@ -86,9 +86,9 @@ def test_a_tampered_model_is_refused(folder: Path) -> None:
 
 def test_a_model_of_other_features_is_refused(folder: Path) -> None:
     """The error says which features differ."""
-    names = [*FEATURES[1:], "shoe_size"]
+    names = [*REDEEM.columns[1:], "shoe_size"]
     change(folder, features=names, features_hash="0" * 64)
-    with pytest.raises(ConfigurationError, match=rf"model\.onnx.*lacks {FEATURES[0]}, and has shoe_size"):
+    with pytest.raises(ConfigurationError, match=rf"model\.onnx.*lacks {REDEEM.columns[0]}, and has shoe_size"):
         Scorer.load(folder)
 
 

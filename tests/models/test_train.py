@@ -10,11 +10,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from models.features.redeem import REDEEM
 from models.manifest import CARD_FILE, MANIFEST_FILE, MODEL_FILE
 from models.scorer import Scorer
 from models.training.dataset import Dataset
 from models.training.evaluate import measure
-from models.training.export import Classifier, ParityError, check_parity, onnx_bytes
+from models.training.export import ParityError, check_parity, onnx_bytes
+from models.training.task import Classifier
 from models.training.train import Report, run
 from nearcast.errors import ConfigurationError
 from tests.models.conftest import HOUSEHOLDS
@@ -23,7 +25,7 @@ TEST_FROM_MS = 1_502_755_200_000  # 2017-08-15
 
 
 def halves(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    return dataset.where(dataset.starts_ms < TEST_FROM_MS), dataset.where(dataset.starts_ms >= TEST_FROM_MS)
+    return dataset.where(dataset.at_ms < TEST_FROM_MS), dataset.where(dataset.at_ms >= TEST_FROM_MS)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +39,9 @@ def halves(dataset: Dataset) -> tuple[Dataset, Dataset]:
 def test_an_export_scores_as_scikit_learn_does(dataset: Dataset, model: Classifier) -> None:
     """Held-out rows through the ONNX file and through scikit-learn: the same probabilities, in the same order."""
     train, later = halves(dataset)
-    model.fit(train.rows, train.redeemed)
+    model.fit(train.rows, train.outcome)
     reference = model.predict_proba(later.rows)[:, 1]
-    session = ort.InferenceSession(onnx_bytes(model), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(onnx_bytes(model, "redeem", len(REDEEM.columns)), providers=["CPUExecutionProvider"])
     _, scores = session.run(None, {session.get_inputs()[0].name: later.rows.astype(np.float32)})
     assert np.abs(scores[:, 1] - reference).max() <= 1e-5
     assert check_parity(reference, scores[:, 1].astype(np.float64)) <= 1e-5
@@ -56,7 +58,7 @@ def test_the_written_model_is_the_algorithm_its_manifest_names(trained: Report, 
     prefix, _, penalty = trained.manifest.algorithm.rpartition("C = ")
     assert prefix.startswith("logistic")
     again = make_pipeline(StandardScaler(), LogisticRegression(C=float(penalty), max_iter=1_000))
-    again.fit(train.rows, train.redeemed)
+    again.fit(train.rows, train.outcome)
     scores = Scorer.load(Path(trained.folder)).score(later.rows.tolist())
     np.testing.assert_allclose(scores, again.predict_proba(later.rows)[:, 1], atol=1e-5)
 
@@ -89,10 +91,10 @@ def test_a_second_run_writes_the_same_bytes(trained: Report, tmp_path: Path) -> 
 def test_training_and_test_do_not_overlap_in_time(trained: Report) -> None:
     """Every training campaign starts before 2017-08-15, every test campaign after; none before the history does."""
     manifest = trained.manifest
-    assert "2017-01-01" <= manifest.train.first_start <= manifest.train.last_start < "2017-08-15"
-    assert manifest.test.first_start >= "2017-08-15"
-    assert manifest.households_left_out > 0
-    assert "households were left out" in trained.card
+    assert "2017-01-01" <= manifest.train.first <= manifest.train.last < "2017-08-15"
+    assert manifest.test.first >= "2017-08-15"
+    assert manifest.customers_left_out > 0
+    assert "customers were left out" in trained.card
 
 
 def test_the_report_compares_with_baselines(trained: Report) -> None:
@@ -109,16 +111,16 @@ def test_the_report_compares_with_baselines(trained: Report) -> None:
 def test_the_figures_are_by_the_book(dataset: Dataset) -> None:
     """AUC by counting pairs, log-loss and Brier by their formulas, lift by sorting."""
     _, later = halves(dataset)
-    guess = np.clip(np.random.default_rng(3).random(len(later.redeemed)) * 0.5 + later.redeemed * 0.3, 0.01, 0.99)
+    guess = np.clip(np.random.default_rng(3).random(len(later.outcome)) * 0.5 + later.outcome * 0.3, 0.01, 0.99)
     metrics = measure(later, guess)
-    yes, no = guess[later.redeemed], guess[~later.redeemed]
+    yes, no = guess[later.outcome], guess[~later.outcome]
     assert metrics.auc == pytest.approx((yes[:, None] > no[None, :]).mean())
-    same = later.campaign[later.redeemed][:, None] == later.campaign[~later.redeemed][None, :]
+    same = later.group[later.outcome][:, None] == later.group[~later.outcome][None, :]
     assert metrics.auc_within == pytest.approx((yes[:, None] > no[None, :])[same].mean())
-    assert metrics.log_loss == pytest.approx(-np.log(np.where(later.redeemed, guess, 1 - guess)).mean())
-    assert metrics.brier == pytest.approx(((guess - later.redeemed) ** 2).mean())
+    assert metrics.log_loss == pytest.approx(-np.log(np.where(later.outcome, guess, 1 - guess)).mean())
+    assert metrics.brier == pytest.approx(((guess - later.outcome) ** 2).mean())
     top = np.sort(np.argsort(-guess)[: len(guess) // 10])
-    assert metrics.lift_top_tenth == pytest.approx(later.redeemed[top].mean() / later.redeemed.mean())
+    assert metrics.lift_top_tenth == pytest.approx(later.outcome[top].mean() / later.outcome.mean())
 
 
 @pytest.mark.usefixtures("trained")

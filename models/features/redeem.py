@@ -1,25 +1,21 @@
-"""What the model sees of one candidate: the same code for serving and for training.
+"""What the redeem model sees of one candidate: will this customer redeem a coupon of this promotion?
 
-Every feature is read from `Customer` as `nearcast.fold` left it, so it means the same live, in replay and in training.
-Pure and called once per candidate: no I/O, no clock, no third-party imports. Every value is finite, for any customer.
-
-Features keep their range as a history grows: decayed sums, shares and logarithms rather than lifetime totals. A change
-of meaning needs a new `_VERSION`: a model trained on the old meaning is then refused when it is loaded.
+Called once per candidate. Features keep their range as a history grows: decayed sums, shares and logarithms rather than
+lifetime totals.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 
+from models.features.base import FeatureSet
 from nearcast.customer import Customer, Decayed, History
 from nearcast.world import Promotion
 
-_VERSION = 1
 _DAY_MS = 86_400_000
 #: "Never bought" and "bought a year ago" look the same.
 _LONG_AGO_DAYS = 365.0
 
-FEATURES: tuple[str, ...] = (
+_COLUMNS = (
     # Baskets, and spending in currency units, decayed with a half-life of four weeks.
     "log_recent_baskets",
     "log_recent_spend",
@@ -37,11 +33,11 @@ FEATURES: tuple[str, ...] = (
     "segment_spend_share",
     "segment_log_days_since_purchase",
 )
-FEATURES_HASH = hashlib.sha256("\n".join((f"v{_VERSION}", *FEATURES)).encode()).hexdigest()
+REDEEM = FeatureSet("redeem", 1, _COLUMNS)
 
 
 def row(customer: Customer, promotion: Promotion, segment: str | None, at_ms: int) -> list[float]:
-    """The features of offering `promotion` to `customer` at `at_ms`, in the order of `FEATURES`.
+    """The features of offering `promotion` to `customer` at `at_ms`, in the order of `REDEEM.columns`.
 
     `segment` is the product segment of the candidate's SKU. It counts only if the promotion names no segments itself:
     the model was trained on what a whole promotion offers. A promotion without segments and SKUs offers everything.
