@@ -182,13 +182,13 @@ async def latency(here: Rig, worker: Process, rate: float, seconds: float) -> Ro
         await reader.ask(Order(here.ends()), Floor)
     finally:
         await reader.stop()
-    floor_ms = _latencies_ms(here, commits)
+    floor_ms = latencies_ms(here, commits)
     await here.run(worker)
     await worker.ask(Order(record=True), Ready)
     produced = await produce(here, rate, seconds)
     ended_s = time.monotonic()
     phase = await worker.ask(Order(here.ends(), commits=str(commits)), Phase)
-    times = _latencies_ms(here, commits)
+    times = latencies_ms(here, commits)
     row = {
         "p50_ms": round(float(np.percentile(times, 50)), 2),
         "p99_ms": round(float(np.percentile(times, 99)), 2),
@@ -215,7 +215,7 @@ async def produce(here: Rig, rate: float, seconds: float) -> Produced:
     return produced
 
 
-def _latencies_ms(here: Rig, file: Path) -> np.ndarray[Any, Any]:
+def latencies_ms(here: Rig, file: Path) -> np.ndarray[Any, Any]:
     """From hand-over to commit (or to having been read), of each event that was handed over `_UNSTEADY_S` or more
     after the first."""
     produced = dict(np.load(here.produced_file))

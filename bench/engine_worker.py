@@ -204,6 +204,7 @@ async def work(arguments: argparse.Namespace) -> None:
         log = _GatedLog(core.log)
         roots = [
             Root("world", core.world.run),
+            Root("models", core.models.run),
             make_collector(),
             *await make_engine(dataclasses.replace(core, log=cast("EventLog", log)), stack),
         ]

@@ -19,18 +19,20 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
-from unittest import mock
 
 import msgspec
 
 from bench.engine_worker import preload, settings
 from bench.processes import Order, Place, Ready, usage, write
 from channels.gateway.streams import ChannelStreams
-from models.scorer import Scorer
+from models.fallback import Scored
+from models.features.base import Kind
+from models.registry import Models, Serving
+from nearcast.ids import CustomerId
 from server import roles
-from server.core import open_core, scorer_of
+from server.core import open_core
+from server.live_models import LiveModels
 from server.log.base import EventLog, LogConsumer, Record
-from server.settings import Settings
 
 
 class Event(msgspec.Struct, array_like=True):
@@ -148,17 +150,26 @@ class _Log:
         return cast("LogConsumer", _Consumer(consumer, self._watch)) if group == roles.ENGINE_GROUP else consumer
 
 
-class _Scorer:
-    def __init__(self, inner: Scorer, watch: Watch) -> None:
+class _Models:
+    def __init__(self, inner: Models, watch: Watch) -> None:
+        self._inner = inner
+        self._watch = watch
+
+    def serving(self, kind: Kind) -> Serving:
+        return cast("Serving", _Serving(self._inner.serving(kind), self._watch))
+
+
+class _Serving:
+    def __init__(self, inner: Serving, watch: Watch) -> None:
         self._inner = inner
         self._watch = watch
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def score(self, rows: Sequence[Sequence[float]]) -> list[float]:
+    def score(self, rows: Sequence[Sequence[float]], customers: Sequence[CustomerId]) -> Scored:
         began_ns = time.monotonic_ns()
-        scores = self._inner.score(rows)
+        scores = self._inner.score(rows, customers)
         if rows:
             self._watch.scored(began_ns)
         return scores
@@ -191,13 +202,12 @@ async def work(arguments: argparse.Namespace) -> None:
             await preload(core.state, arguments.customers)
         parts = [roles.Root("world", core.world.run), roles.make_collector()]
         if "engine" in wanted:
-            watched = dataclasses.replace(core, log=cast("EventLog", _Log(core.log, watch)))
-
-            def timed(settings: Settings) -> Scorer:
-                return cast("Scorer", _Scorer(scorer_of(settings), watch))
-
-            with mock.patch.object(roles, "scorer_of", timed):
-                parts += await roles.make_engine(watched, stack)
+            watched = dataclasses.replace(
+                core,
+                log=cast("EventLog", _Log(core.log, watch)),
+                models=cast("LiveModels", _Models(core.models, watch)),
+            )
+            parts += await roles.make_engine(watched, stack)
         if "dispatcher" in wanted:
             watched = dataclasses.replace(core, streams=cast("ChannelStreams", _Streams(core.streams, watch)))
             parts.append(roles.make_dispatcher(watched, stack))

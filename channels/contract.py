@@ -21,6 +21,7 @@ class Outgoing:
 
     `link` is the absolute URL of the message's own page, `unsubscribe_link` that of the one-click opt-out. A contact
     point that is not known is "". `repeated` says that an earlier attempt on this channel may have gone through.
+    `times_ms` is the trace until now (`channels.trace.marks`), if it is known.
     """
 
     message: Message
@@ -32,6 +33,7 @@ class Outgoing:
     email: str = ""
     locale: str = "en"
     repeated: bool = False
+    times_ms: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

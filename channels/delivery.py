@@ -27,10 +27,11 @@ import msgspec
 from channels.breaker import Breaker
 from channels.contract import Channel, Prepared
 from channels.patience import Patience
+from channels.trace import count_handed_over
 from nearcast import events
 from nearcast.clock import Clock
 from nearcast.decisions import Reason
-from nearcast.errors import DropSend, FallBack, Fenced, InputError, SendError, Unavailable
+from nearcast.errors import DropSend, FallBack, Fenced, InputError, Recalled, SendError, Unavailable
 from nearcast.messages import Emitted, Message
 from nearcast.metrics import EVENT_TO_SEND, SENDS, SUPPRESSED
 
@@ -56,7 +57,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How far a message got. `attempts` counts those on `channel`; `given_up` are the channels that will not do.
 
     `by` is the courier that saved it, so that two couriers never save the same. What is compared with the stored bytes
-    is this struct encoded again: fields may be added, with defaults, and not be removed.
+    is this struct encoded again: fields may be added, with defaults, and not be removed. `times_ms` is the trace of one
+    that was sent, as far as the hand-over (`channels.trace.marks`).
     """
 
     state: State = "pending"
@@ -65,6 +67,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     given_up: tuple[events.Channel, ...] = ()
     reason: str = ""
     by: str = ""
+    times_ms: tuple[int, ...] = ()
 
     @property
     def final(self) -> bool:
@@ -127,7 +130,8 @@ class Desk(Protocol):
 class _Journey:
     """A message on its way. `interrupted`: a dispatcher died during a hand-over, and it is not known how that ended.
 
-    `allowed` are the channels that the last re-check allowed, at first those of the promotion.
+    `allowed` are the channels that the last re-check allowed, at first those of the promotion. `times_ms` is the trace
+    until the dispatcher had it, if it is known.
     """
 
     message: Message
@@ -135,6 +139,7 @@ class _Journey:
     delivery: Delivery
     interrupted: bool
     allowed: tuple[events.Channel, ...]
+    times_ms: tuple[int, ...]
 
     @property
     def begun(self) -> events.Channel | None:
@@ -171,16 +176,22 @@ class Courier:
         self._send_timeout_s = send_timeout_s
 
     async def deliver(
-        self, message: Message, entry_id: str, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+        self,
+        message: Message,
+        entry_id: str,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+        times_ms: tuple[int, ...] = (),
     ) -> None:
         """Bring the message of an outbox entry to a final state and its receipt into the log.
 
         Raises `Stopping`, `Fenced` when another dispatcher goes on with the message or its entry is gone, and
         `InputError` when what is stored about it can't be read. `waiting` is entered for as long as the message waits
-        for a channel.
+        for a channel. `times_ms` are those of its `Pending`.
         """
+        times_ms = (*times_ms, self._clock.now_ms()) if times_ms else ()
         delivery = await self._patience.insist("a delivery", partial(self._desk.delivery, message))
-        journey = _Journey(message, entry_id, delivery, delivery.state == "sending", tuple(message.channels))
+        interrupted = delivery.state == "sending"
+        journey = _Journey(message, entry_id, delivery, interrupted, tuple(message.channels), times_ms)
         faults = 0
         while not journey.delivery.final:
             wanted, wait_s = self._choose(journey)
@@ -265,12 +276,17 @@ class Courier:
             # We stood still; others may have the message by now. The next step finds out.
             return 0.0
         handed_over_ms = self._clock.now_ms()
+        times_ms = (*journey.times_ms, handed_over_ms) if journey.times_ms else ()
         try:
             async with asyncio.timeout(self._limit_s(journey, name)):
-                await self._channels[name].send(replace(prepared.outgoing, repeated=repeated))
+                await self._channels[name].send(replace(prepared.outgoing, repeated=repeated, times_ms=times_ms))
         except FallBack as error:
             self._breakers[name].worked()
             return await self._give_up(journey, name, "fall_back", error)
+        except Recalled as error:
+            SENDS.labels(name, "dropped").inc()
+            self._breakers[name].worked()
+            return await self._suppress(journey, str(error))
         except DropSend as error:
             SENDS.labels(name, "dropped").inc()
             self._breakers[name].worked()
@@ -289,8 +305,9 @@ class Courier:
             return self._patience.backoff_s(attempts)
         SENDS.labels(name, "sent").inc()
         EVENT_TO_SEND.labels(name).observe(max(0, handed_over_ms - journey.message.at_ms) / 1000)
+        count_handed_over(journey.message.id, times_ms)
         self._breakers[name].worked()
-        return await self._settle(journey, "sent", name, "")
+        return await self._settle(journey, "sent", name, "", times_ms)
 
     def _should_move_on(self, journey: _Journey, name: events.Channel, attempts: int) -> bool:
         """Whether to leave a channel that fails to the next one. The last one is tried until the deadline."""
@@ -314,13 +331,21 @@ class Courier:
         await self._attempt_failed(journey, name, _why(error))
         return 0.0
 
-    async def _suppress(self, journey: _Journey, reason: Reason) -> float:
+    async def _suppress(self, journey: _Journey, reason: str) -> float:
         await self._settle(journey, "suppressed", None, reason)
         SUPPRESSED.labels(reason).inc()
         return 0.0
 
-    async def _settle(self, journey: _Journey, state: State, name: events.Channel | None, reason: str) -> float:
-        await self._insist(journey, journey.delivery.to(state, channel=name, reason=reason))
+    async def _settle(
+        self,
+        journey: _Journey,
+        state: State,
+        name: events.Channel | None,
+        reason: str,
+        times_ms: tuple[int, ...] = (),
+    ) -> float:
+        after = journey.delivery.to(state, channel=name, reason=reason)
+        await self._insist(journey, msgspec.structs.replace(after, times_ms=times_ms))
         return 0.0
 
     async def _insist(self, journey: _Journey, after: Delivery) -> None:

@@ -37,11 +37,15 @@ _FULL_WAIT_S = 0.02
 
 @dataclass(frozen=True)
 class Pending:
-    """An outbox entry that was taken and is not done."""
+    """An outbox entry that was taken and is not done.
+
+    `times_ms`: when its event arrived, when the engine had it, and when it was committed, if that is known.
+    """
 
     partition: int
     entry_id: str
     entry: OutboxEntry
+    times_ms: tuple[int, ...] = ()
 
 
 class Outbox(Protocol):
@@ -225,7 +229,7 @@ class Dispatcher:
         while True:
             try:
                 if isinstance(entry, Message):
-                    await self._courier.deliver(entry, pending.entry_id, self._waits)
+                    await self._courier.deliver(entry, pending.entry_id, self._waits, pending.times_ms)
                 else:
                     await self._patience.insist("an event", partial(self._desk.emit, entry))
                 return

@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from channels.contract import Outgoing
+from channels.trace import note_of
 from nearcast import events
 from nearcast.errors import DropSend, FallBack, RetrySend, Unavailable
 from nearcast.ids import CustomerId, MessageId, StoreId
@@ -19,16 +20,22 @@ _ENCODER = msgspec.json.Encoder()
 class Publisher(Protocol):
     """Appends to gateway channels and knows who is listening."""
 
-    async def publish_once(self, channel: str, key: str, data: bytes) -> object:
-        """Publish `data`; a second call with the same `key` changes nothing. Raises `Unavailable`."""
+    async def publish_once(self, channel: str, key: str, data: bytes, note: str = "") -> object:
+        """Publish `data`; a second call with the same `key` changes nothing. Raises `Unavailable`, and `Recalled` after
+        `recall`. `note` is not told to clients.
+        """
         ...
 
     async def withdraw(self, channel: str, key: str, data: bytes, reason: str) -> bool:
         """Take back what was published under `key`, and publish `data`, once per reason. Raises `Unavailable`."""
         ...
 
-    async def publish_if_heard(self, channel: str, key: str, data: bytes) -> bool:
-        """`publish_once` if any device is subscribed to `channel` now; False if none is. Raises `Unavailable`."""
+    async def recall(self, channel: str, key: str, data: bytes) -> None:
+        """`withdraw`, also of what is not published yet: it won't be. Raises `Unavailable`."""
+        ...
+
+    async def publish_if_heard(self, channel: str, key: str, data: bytes, note: str = "") -> bool:
+        """`publish_once` if any device is subscribed to `channel` now; False if none is. Raises what that raises."""
         ...
 
 
@@ -49,10 +56,7 @@ async def withdraw(publisher: Publisher, channel: str, what: Withdraw) -> None:
 
 async def recall(publisher: Publisher, channel: str, message: MessageId) -> None:
     """Withdraw a message, or keep it from being published if it has not been yet. Raises `Unavailable`."""
-    what = Withdraw(message=message, reason="recalled")
-    # Under the message's own key, which its publication would use.
-    await publisher.publish_once(channel, message, _ENCODER.encode(what))
-    await withdraw(publisher, channel, what)
+    await publisher.recall(channel, message, _ENCODER.encode(Withdraw(message=message, reason="recalled")))
 
 
 class PushChannel:
@@ -69,11 +73,12 @@ class PushChannel:
         message = outgoing.message
         try:
             channel, data = _channel_of(message), _ENCODER.encode(outgoing.push)
+            note = note_of(message.id, outgoing.times_ms)
             # A repeated send may be published already. Publishing again is harmless; falling back could say the same
             # thing twice.
             if message.kind == "assist" or outgoing.repeated:
-                await self._publisher.publish_once(channel, message.id, data)
-            elif not await self._publisher.publish_if_heard(channel, message.id, data):
+                await self._publisher.publish_once(channel, message.id, data, note)
+            elif not await self._publisher.publish_if_heard(channel, message.id, data, note):
                 raise FallBack("no device is connected")
         except Unavailable as error:
             raise RetrySend("the gateway's store is away") from error

@@ -90,7 +90,10 @@ def load(count: int, seed: int, now_ms: int) -> History:
     lines = lines[lines["household_id"].isin(chosen)].sort_values(["transaction_timestamp", "basket_id"], kind="stable")
     households = []
     for household, rows in lines.groupby("household_id", sort=True):
-        baskets = [_basket(part, shift_ms) for _, part in rows.groupby("basket_id", sort=False)]
+        receipts: dict[Any, list[Any]] = {}
+        for row in rows.itertuples():
+            receipts.setdefault(row.basket_id, []).append(row)
+        baskets = [_basket(receipt, shift_ms) for receipt in receipts.values()]
         busy = [basket for basket in baskets if len(basket.lines) >= 5][-TODAY:]
         past = [basket for basket in baskets if basket not in busy and basket.at_ms < busy[0].at_ms]
         households.append(Household(f"hh-{household}", past[-PAST:], busy))
@@ -118,12 +121,12 @@ def _choose(lines: Any, count: int, seed: int) -> list[int]:
     return random.Random(seed).sample(active, count)
 
 
-def _basket(rows: Any, shift_ms: int) -> Basket:
-    first = rows.iloc[0]
+def _basket(rows: list[Any], shift_ms: int) -> Basket:
+    first = rows[0]
     return Basket(
-        basket=str(first["basket_id"]),
-        store=int(first["store_id"]),
-        at_ms=int(first["transaction_timestamp"].timestamp() * 1000) + shift_ms,
+        basket=str(first.basket_id),
+        store=int(first.store_id),
+        at_ms=int(first.transaction_timestamp.timestamp() * 1000) + shift_ms,
         lines=[
             Line(
                 sku=str(row.product_id),
@@ -131,7 +134,7 @@ def _basket(rows: Any, shift_ms: int) -> Basket:
                 amount_cents=_cents(row.sales_value),
                 coupon_cents=_cents(row.coupon_disc) + _cents(row.coupon_match_disc),
             )
-            for row in rows.itertuples()
+            for row in rows
         ],
     )
 
@@ -146,24 +149,23 @@ def _items(lines: Any, products: Any) -> dict[str, Item]:
     price = (paid["sales_value"] / paid["quantity"]).groupby(paid["product_id"]).median()
     demand = paid.groupby("product_id")["basket_id"].nunique()
     items = {}
-    for product_id, median in price.items():
-        row = products.loc[product_id]
+    for row, median, baskets in zip(products.reindex(price.index).itertuples(), price, demand, strict=True):
         if (
-            row["product_category"] in _NOT_PROMOTED
-            or row["department"] in _NOT_SHELVED
-            or not isinstance(row["product_type"], str)
+            row.product_category in _NOT_PROMOTED
+            or row.department in _NOT_SHELVED
+            or not isinstance(row.product_type, str)
         ):
             continue
-        sku = str(product_id)
-        variant = row["package_size"] if isinstance(row["package_size"], str) else ""
+        sku = str(row.Index)
+        variant = row.package_size if isinstance(row.package_size, str) else ""
         items[sku] = Item(
             sku=sku,
-            name=_readable(row["product_type"]),
-            segment=str(row["product_category"]),
+            name=_readable(row.product_type),
+            segment=str(row.product_category),
             variant=variant.lower(),
-            department=str(row["department"]),
+            department=str(row.department),
             price_cents=max(_cents(median), 1),
-            demand=int(demand[product_id]),
+            demand=int(baskets),
         )
     return items
 

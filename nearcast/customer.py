@@ -98,6 +98,20 @@ class SentMessage(msgspec.Struct, array_like=True, gc=False):
     deadline_ms: int = 0
 
 
+#: With these statuses somebody reacted to a message. To dismiss it is none: that says no.
+REACTED: frozenset[DeliveryStatus | None] = frozenset({"opened", "applied", "redeemed"})
+
+
+class ChannelHistory(msgspec.Struct, array_like=True, gc=False):
+    """What became of the messages of one channel: how many were handed over, and how many of these led to a reaction.
+
+    Each counts from the time of the receipt that said so.
+    """
+
+    sent: Decayed = msgspec.field(default_factory=Decayed)
+    reacted: Decayed = msgspec.field(default_factory=Decayed)
+
+
 class Customer(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The cold record. A customer who has never been heard of is `Customer(id=...)`."""
 
@@ -121,6 +135,7 @@ class Customer(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     history: History = msgspec.field(default_factory=History)
     messages: list[SentMessage] = []
     redemptions: int = 0
+    channels: dict[Channel, ChannelHistory] = {}
     last_staff_contact_ms: int = 0
     #: Timers waiting for this customer: kind → due time.
     timers: dict[str, int] = {}

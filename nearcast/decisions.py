@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from nearcast.events import Channel
 from nearcast.ids import CustomerId, DecisionId, PromotionId, Sku, StoreId
 from nearcast.moments import Moment
 
@@ -17,6 +18,7 @@ class Reason(StrEnum):
     SPOOFED = "spoofed"
     OUTSIDE_WINDOW = "outside_window"
     NOT_IN_AUDIENCE = "not_in_audience"
+    OTHER_ARM = "other_arm"
     NO_PRODUCT = "no_product"
     STORE_CLOSED = "store_closed"
     OUT_OF_STOCK = "out_of_stock"
@@ -24,7 +26,11 @@ class Reason(StrEnum):
     QUIET_HOURS = "quiet_hours"
     CAPPED = "capped"
     CAPPED_OVERALL = "capped_overall"
+    # Of what passed every gate:
     OUTRANKED = "outranked"
+    NOT_WORTH_IT = "not_worth_it"
+    HOLDOUT = "holdout"
+    EXPLORED = "explored"
     # Found only when about to send:
     LEFT = "left"
     TOO_LATE = "too_late"
@@ -38,18 +44,33 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     promotion: PromotionId
     sku: Sku | None = None
-    #: The gate that stopped it, or OUTRANKED; None for the winner.
+    #: The gate that stopped it, or why it was not chosen all the same; None for the winner.
     stopped_by: Reason | None = None
-    #: P(redeem) from the model, and propensity x value in cents; None if a gate stopped it before scoring.
+    #: All that follows is None (or empty) if a gate stopped it before scoring. P(redeem) from the model.
     propensity: float | None = None
+    #: What a redemption is worth, and what the message costs, annoyance included.
+    value_cents: float | None = None
+    cost_cents: float | None = None
+    #: propensity x value - cost.
     expected_cents: float | None = None
+    #: How likely it was to be chosen here. What is missing to 1 over all candidates is "nothing".
+    probability: float | None = None
+    #: What the model was asked about, in the order of the feature set whose hash the decision has.
+    inputs: list[float] = []
+
+
+class WouldBe(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What would have been chosen, had the customer not been held out of it."""
+
+    promotion: PromotionId
+    sku: Sku | None = None
 
 
 class Decision(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The outcome of one moment.
 
     `outcome` is "offer" or "assist" (a message was put in the outbox) or "nothing"; for "nothing" `reason` is the
-    gate that stopped the candidate that got furthest.
+    gate that stopped the candidate that got furthest, or what became of those that passed them all.
     """
 
     id: DecisionId
@@ -64,6 +85,22 @@ class Decision(msgspec.Struct, kw_only=True, omit_defaults=True):
     sku: Sku | None = None
     store: StoreId | None = None
     reason: Reason | None = None
+    #: Of the model's inputs; empty if no candidate got as far as the model.
+    features_hash: str = ""
+    #: Whether chance had the say here; how likely the outcome was, "nothing" included.
+    explored: bool = False
+    chosen_probability: float = 1.0
+    would_be: WouldBe | None = None
+    #: By experiment, of those that its candidates take part in: where in 0..1 the customer is.
+    arms: dict[str, float] = {}
+    #: P(reacts) by channel, in the order in which they are to be tried; empty: in the promotion's order.
+    channels: dict[Channel, float] = {}
+
+    @property
+    def expected_cents(self) -> float:
+        """What the winner is expected to bring; 0 for nothing."""
+        won = next((candidate for candidate in self.candidates if candidate.stopped_by is None), None)
+        return won.expected_cents or 0.0 if won is not None else 0.0
 
     @property
     def customer(self) -> CustomerId:

@@ -18,6 +18,7 @@ NearcastError
     ├── RetrySend           the same channel, later
     ├── FallBack            not this channel: try the next one
     └── DropSend            no channel will do: record it and stop
+        └── Recalled        it was taken back before it was sent
 """
 
 
@@ -121,3 +122,7 @@ class FallBack(SendError):
 
 class DropSend(SendError):
     """Permanent: the message will be accepted by no channel."""
+
+
+class Recalled(DropSend):
+    """The message has been taken back: it must not be sent any more."""

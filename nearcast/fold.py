@@ -18,9 +18,11 @@ from nearcast.customer import (
     KEPT_THINGS,
     KEPT_VIEWS,
     KEPT_VISITORS,
+    REACTED,
     SEEN_EVENTS,
     UNSEEN,
     CartItem,
+    ChannelHistory,
     Customer,
     SegmentHistory,
     SentMessage,
@@ -73,6 +75,8 @@ _STATUS_ORDER: dict[DeliveryStatus | None, int] = {
     "applied": 9,
     "redeemed": 10,
 }
+#: A message that got so far was handed over; a receipt of an earlier step may be missing.
+_HANDED_OVER: frozenset[DeliveryStatus | None] = REACTED | {"sent", "delivered", "dismissed"}
 _MOMENT_OF_ACTION: dict[str, Trigger] = {
     "app_open": "app_open",
     "qr_scan": "qr_scan",
@@ -333,10 +337,23 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
         return Folded(status="duplicate")
     if event.status == "redeemed":
         customer.redemptions += 1
+    before = sent.status
     sent.status = event.status
     sent.channel = event.channel or sent.channel
+    if sent.channel is not None:
+        _count(customer.channels.setdefault(sent.channel, ChannelHistory()), before, event)
     _set_deadline_timer(customer)
     return Folded()
+
+
+def _count(history: ChannelHistory, before: DeliveryStatus | None, event: Receipt) -> None:
+    """A message of this channel went on from `before`: was it handed over now, or (once) reacted to?"""
+    if event.status == "failed" and before == "sent":
+        history.sent.add(-1.0, event.ts)
+    elif event.status in _HANDED_OVER and before not in _HANDED_OVER:
+        history.sent.add(1.0, event.ts)
+    if event.status in REACTED and before not in REACTED:
+        history.reacted.add(1.0, event.ts)
 
 
 def _fold_timer(customer: Customer, event: Timer) -> Folded:

@@ -39,7 +39,7 @@ def presence(partition: int, customer_id: str) -> str:
 
 
 def outbox(partition: int) -> str:
-    """Stream: field `e` holds a `nearcast.messages.OutboxEntry` as JSON."""
+    """Stream: `e` holds a `nearcast.messages.OutboxEntry` as JSON, `t` when its event came to log and engine, ms."""
     return f"{PREFIX}{{{partition}}}:outbox"
 
 
@@ -134,6 +134,11 @@ def channel_acked(channel: str, message: str) -> str:
     return f"{PREFIX}channel:{{{channel}}}:acked:{message}"
 
 
+def channel_shown(channel: str, message: str) -> str:
+    """String: when a message was written to a device's socket (0: not known) and acknowledged first, in ms; expires."""
+    return f"{PREFIX}channel:{{{channel}}}:shown:{message}"
+
+
 def channel_nodes(channel: str) -> str:
     """Sorted set: gateway nodes with a subscriber, by time of their last sign of life in ms."""
     return f"{PREFIX}channel:{{{channel}}}:nodes"
@@ -182,6 +187,21 @@ def world(kind: str) -> str:
 def world_version() -> str:
     """Integer; rises with every change of the world."""
     return f"{PREFIX}{{world}}:version"
+
+
+def models() -> str:
+    """JSON: which models there are, and what each kind uses them for (`server.model_registry.State`)."""
+    return f"{PREFIX}{{models}}:state"
+
+
+def model_files(version: str) -> str:
+    """Hash: file name → content of one model."""
+    return f"{PREFIX}{{models}}:files:{version}"
+
+
+def model_changes() -> str:
+    """List: JSON of who changed what about models and when, newest first; bounded."""
+    return f"{PREFIX}{{models}}:changes"
 
 
 def log_kind() -> str:

@@ -79,6 +79,21 @@ EVENT_TO_SEND = Histogram(
     ["channel"],
     buckets=_SECONDS,
 )
+DELIVERY_STAGE = Histogram(
+    "nearcast_delivery_stage_seconds",
+    "Where the time of a message that was sent went: from its event's arrival in the log until the engine has it "
+    "(log), until it is committed (decide), until a dispatcher has it (queue), until it is handed to its channel "
+    "(dispatch); then, of messages to devices, until it is written to a socket (socket) and acknowledged (ack).",
+    ["stage"],
+    buckets=(*_SECONDS, 10.0, 30.0, 60.0),
+)
+EVENT_TO_DEVICE = Histogram(
+    "nearcast_event_to_device_seconds",
+    "From an event's arrival in the log until the message that follows is written to a device's socket (socket), and "
+    "until the device has acknowledged it (ack).",
+    ["until"],
+    buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
 LAG = Gauge(
     "nearcast_lag_records", "Records not yet processed, by topic; rising means the engine is too slow.", ["topic"]
 )
@@ -87,11 +102,56 @@ OWNED_PARTITIONS = Gauge("nearcast_owned_partitions", "Partitions this engine ow
 WORLD_BROKEN = Gauge(
     "nearcast_world_broken", "1 while the stored world can't be used and the last good one stands in; see the log."
 )
-REFUSED = Counter("nearcast_refused_connections_total", "Connections refused at the gateway's door.", ["status"])
+REFUSED = Counter(
+    "nearcast_refused_connections_total",
+    "Connections refused at the gateway's door, by HTTP status (none: it was cut off) and reason: too many of its "
+    "address (address) or in all (full), a storm (newcomers), a node that stops (stopping), no proper request "
+    "(request), commands that can't be taken now (post).",
+    ["status", "reason"],
+)
 TASK_FAILURES = Counter("nearcast_task_failures_total", "Background tasks that failed and were restarted.", ["task"])
 CONSUMER_RESTARTS = Counter(
     "nearcast_consumer_restarts_total",
     "Times a consumer's connections to the log were made anew because records waited without progress. Look at the "
     "brokers and the network between.",
     ["consumer"],
+)
+MODEL_ROWS = Counter(
+    "nearcast_model_rows_total",
+    "Rows that a model was asked about, by result: scored; or, with the fallback score instead, not_a_probability, "
+    "failed, slow, set_aside, no_model. Anything but scored: see the log, then `nearcast models rollback`.",
+    ["model", "result"],
+)
+MODEL_ROLES = Gauge(
+    "nearcast_model_roles", "1 for each model that this process uses, by kind and role.", ["kind", "role", "model"]
+)
+MODEL_SET_ASIDE = Gauge(
+    "nearcast_model_set_aside",
+    "1 while a model is left alone because it failed or was slow three times in a row; the fallback score serves.",
+    ["model"],
+)
+MODEL_BROKEN = Gauge(
+    "nearcast_model_broken",
+    "1 while a model that this kind should use can't be loaded and what served before goes on; see the log.",
+    ["kind"],
+)
+MODEL_PSI = Gauge(
+    "nearcast_model_psi",
+    "Population stability index of the last hour's rows against the training rows, by feature; of the scores: `score`. "
+    "From 0.1 on look, from 0.25 on train again.",
+    ["model", "feature"],
+)
+MODEL_SCORE_SHIFT = Gauge(
+    "nearcast_model_score_shift", "Mean score of the last hour less the mean score of the training rows.", ["model"]
+)
+SHADOW_DIFFERENCE = Histogram(
+    "nearcast_model_shadow_difference",
+    "Difference between a shadow model's probability and the one that decided, by row.",
+    ["model"],
+    buckets=(0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+)
+SHADOW_WINNERS = Counter(
+    "nearcast_model_shadow_winners_total",
+    "Moments with several candidates, by whether the shadow model finds the same one most likely: same, other.",
+    ["model", "result"],
 )

@@ -285,6 +285,26 @@ class Cap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     period_s: Annotated[int, msgspec.Meta(ge=1, le=366 * 86_400)]
 
 
+#: A part of a whole, 0 to 1.
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One arm of an A/B test: the customers whose place in the experiment, 0..1, is from `from` to below `to`.
+
+    A customer's place is fixed by their id and the experiment's name, so promotions with the same name share it out.
+    """
+
+    name: Id
+    #: In a file, `from` and `to`.
+    starts: Share = msgspec.field(name="from")
+    ends: Share = msgspec.field(name="to")
+
+    def __post_init__(self) -> None:
+        if self.ends <= self.starts:
+            raise ValueError("`to` is not above `from`")
+
+
 class Words(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The message in one locale: Jinja templates over `product`, `store`, `discount`, `price`, `customer`; of
     a pickup also `order`, `pickup_store` and `minutes`.
@@ -305,8 +325,14 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     where: Where = Where()
     what: What = What()
     when: When = When()
-    #: What one redemption is worth to the retailer after the discount; ranks offers together with the propensity.
+    #: What one redemption is worth to the retailer after the discount: the margin that it brings.
     value_cents: Cents = 100
+    #: What one message costs, redeemed or not: the SMS, say.
+    cost_cents: Cents = 0
+    #: This share of the customers is never made this offer, so that its effect can be measured.
+    holdout: Share = 0.0
+    #: Only the customers of this arm see it.
+    experiment: Experiment | None = None
     #: How long the moment lasts: a message not sent by then is not sent at all.
     deadline_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 300.0
     #: How long the coupon can be redeemed after it was offered.
@@ -324,6 +350,8 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError('`words` needs an "en" entry: it is the fall-back for every other locale')
         if self.when.starts_ms and self.when.ends_ms and self.when.ends_ms <= self.when.starts_ms:
             raise ValueError("`when` ends before it starts")
+        if self.kind == "assist" and self.holdout:
+            raise ValueError("nobody is held out of alerts to staff: `holdout` belongs to offers")
 
     @property
     def promotion_id(self) -> PromotionId:

@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 import msgspec
 
 from nearcast.customer import Customer, Presence
-from nearcast.decisions import Candidate, Decision, Reason
+from nearcast.decisions import Candidate, Decision, Reason, WouldBe
 from nearcast.events import DeliveryStatus
 from nearcast.hours import store_is_open
 from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, PromotionId, Sku, StoreId
 from nearcast.moments import Moment, Transition, moments_of_transitions
 from nearcast.world import Cap, Fence, Promotion, Trigger, Where, Who
+from offers.arms import is_held_out, place_in
 from offers.candidates import fits, is_of, is_owned, things
 from offers.catalogue import Catalogue
 from offers.gates import (
@@ -30,6 +31,7 @@ from offers.gates import (
 )
 from offers.hours import zone_for
 from offers.policy import Policy
+from offers.worth import annoyance_cents, cost_cents, ignored
 
 #: How many decisions in which the promotion was a candidate are shown.
 SHOWN_DECISIONS = 20
@@ -71,13 +73,28 @@ class Thing(msgspec.Struct, frozen=True, kw_only=True):
     gates: list[Gate]
 
 
+class Worth(msgspec.Struct, frozen=True, kw_only=True):
+    """What a message of it would bring: the model's probability, at the moment, x value - cost."""
+
+    value_cents: float
+    #: In all, and how much of it is annoyance: the price of so many offers ignored in a row.
+    cost_cents: float
+    annoyance_cents: float
+    ignored: int
+    #: It is made if the probability is above this; 1: never. None: whatever it is, being an alert to staff.
+    worth_it_from: float | None
+
+
 class PastThing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one thing of the promotion fared; without `stopped_by` it won."""
 
     sku: Sku | None = None
     stopped_by: Reason | None = None
     propensity: float | None = None
+    value_cents: float | None = None
+    cost_cents: float | None = None
     expected_cents: float | None = None
+    probability: float | None = None
 
 
 class Past(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -93,6 +110,9 @@ class Past(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fence: FenceId | None = None
     winner: PromotionId | None = None
     winner_expected_cents: float | None = None
+    #: Whether chance chose; and what would have been chosen, had the customer not been held out of it.
+    explored: bool = False
+    would_be: WouldBe | None = None
     #: What became of the message, if this promotion won and somebody reported something.
     message_status: DeliveryStatus | None = None
 
@@ -112,6 +132,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     candidate: bool
     conditions: list[Condition]
     things: list[Thing]
+    worth: Worth
+    #: The customer is held out: of this promotion, or of all.
+    held_out: bool
     decisions: int
     stopped_by: dict[str, int]
     past: list[Past]
@@ -190,6 +213,8 @@ def explain(
         candidate=bool(found),
         conditions=list(_conditions(promotion, moment, assumed, customer, catalogue, bool(found))),
         things=asked,
+        worth=_worth(promotion, customer, catalogue, policy, moment.at_ms),
+        held_out=is_held_out(promotion, customer.id, policy),
         decisions=len(decisions),
         stopped_by=dict(sorted(stopped.items())),
         past=past[:SHOWN_DECISIONS],
@@ -298,10 +323,32 @@ def _thing(
     candidate = Candidate(promotion=promotion.promotion_id, sku=sku)
     asked = every_gate(candidate, moment, customer, catalogue, stock, policy, moment.at_ms)
     looked_at = _Looked(promotion, sku, moment, customer, catalogue, stock, policy)
+    stopped_by = next((reason for reason, stops in asked if stops), None)
     return Thing(
         sku=sku,
-        stopped_by=next((reason for reason, stops in asked if stops), None),
+        stopped_by=stopped_by or _lost_for_sure(promotion, moment, customer, catalogue, policy),
         gates=[Gate(name=reason, passes=not stops, detail=_DETAILS[reason](looked_at)) for reason, stops in asked],
+    )
+
+
+def _lost_for_sure(
+    promotion: Promotion, moment: Moment, customer: Customer, catalogue: Catalogue, policy: Policy
+) -> Reason | None:
+    """Why a thing that passes every gate is not chosen, whatever the model says of it."""
+    if _worth(promotion, customer, catalogue, policy, moment.at_ms).worth_it_from == 1.0:
+        return Reason.NOT_WORTH_IT
+    return Reason.HOLDOUT if is_held_out(promotion, customer.id, policy) else None
+
+
+def _worth(promotion: Promotion, customer: Customer, catalogue: Catalogue, policy: Policy, at_ms: int) -> Worth:
+    times_ignored = ignored(customer, catalogue, policy, at_ms)
+    value, cost = float(promotion.value_cents), cost_cents(promotion, times_ignored, policy)
+    return Worth(
+        value_cents=value,
+        cost_cents=cost,
+        annoyance_cents=annoyance_cents(promotion, times_ignored, policy),
+        ignored=times_ignored,
+        worth_it_from=None if promotion.kind == "assist" else cost / value if cost < value else 1.0,
     )
 
 
@@ -312,8 +359,8 @@ def _summary(candidate: bool, assumed: bool, asked: Iterable[Thing]) -> str:
     if None not in stopped:
         return f"stopped by {_list(dict.fromkeys(reason.value for reason in stopped if reason))}"
     if assumed:
-        return "nothing stops it at such a moment, unless another promotion is worth more; it has not come yet"
-    return "nothing stops it now, unless another promotion is worth more"
+        return "nothing stops it at such a moment, unless another is worth more, or it too little; it has not come yet"
+    return "nothing stops it now, unless another promotion is worth more, or this one too little"
 
 
 def _considered(promotion: Promotion, decision: Decision) -> bool:
@@ -334,7 +381,10 @@ def _past(promotion: Promotion, decision: Decision, customer: Customer) -> Past:
                 sku=each.sku,
                 stopped_by=each.stopped_by,
                 propensity=each.propensity,
+                value_cents=each.value_cents,
+                cost_cents=each.cost_cents,
                 expected_cents=each.expected_cents,
+                probability=each.probability,
             )
             for each in decision.candidates
             if each.promotion == promotion.id
@@ -343,6 +393,8 @@ def _past(promotion: Promotion, decision: Decision, customer: Customer) -> Past:
         winner_expected_cents=winner.expected_cents if winner is not None else None,
         rules_version=decision.rules_version,
         model_version=decision.model_version,
+        explored=decision.explored,
+        would_be=decision.would_be,
         message_status=next((sent.status for sent in customer.messages if won and sent.decision == decision.id), None),
     )
 
@@ -395,6 +447,14 @@ def _not_in_audience(at: _Looked) -> str:
         f"asks for groups {_list(who.groups)} and loyalty {_list(who.loyalty)}; "
         f"has groups {_list(customer.groups)} and loyalty {customer.loyalty or 'none'}"
     )
+
+
+def _other_arm(at: _Looked) -> str:
+    experiment = at.promotion.experiment
+    if experiment is None:
+        return "takes part in no experiment"
+    place = place_in(experiment, at.customer.id)
+    return f"at {place:.4f} in {experiment.name}; this arm is from {experiment.starts:g} to {experiment.ends:g}"
 
 
 def _no_product(at: _Looked) -> str:
@@ -452,6 +512,7 @@ _DETAILS: dict[Reason, Callable[[_Looked], str]] = {
     Reason.SPOOFED: _spoofed,
     Reason.OUTSIDE_WINDOW: _outside_window,
     Reason.NOT_IN_AUDIENCE: _not_in_audience,
+    Reason.OTHER_ARM: _other_arm,
     Reason.NO_PRODUCT: _no_product,
     Reason.STORE_CLOSED: _store_closed,
     Reason.OUT_OF_STOCK: _out_of_stock,

@@ -14,6 +14,7 @@ from nearcast.hours import is_open, store_is_open, zone_named
 from nearcast.ids import FenceId, Sku, StoreId
 from nearcast.moments import Moment
 from nearcast.world import PICKUP_TRIGGERS, Cap, Promotion, Store, Trigger
+from offers.arms import in_arm
 from offers.catalogue import Catalogue
 from offers.hours import in_quiet_hours, zone_for
 from offers.policy import Policy
@@ -167,6 +168,10 @@ def _not_in_audience(on: Situation) -> bool:
     return not in_group or (bool(who.loyalty) and on.customer.loyalty not in who.loyalty)
 
 
+def _other_arm(on: Situation) -> bool:
+    return on.promotion.experiment is not None and not in_arm(on.promotion.experiment, on.customer.id)
+
+
 def _no_product(on: Situation) -> bool:
     return on.sku is not None and on.sku not in on.catalogue.products
 
@@ -223,6 +228,7 @@ PROMOTION_GATES: tuple[Gate, ...] = (
     (Reason.SPOOFED, _spoofed),
     (Reason.OUTSIDE_WINDOW, _outside_window),
     (Reason.NOT_IN_AUDIENCE, _not_in_audience),
+    (Reason.OTHER_ARM, _other_arm),
 )
 THING_GATES: tuple[Gate, ...] = (
     (Reason.NO_PRODUCT, _no_product),

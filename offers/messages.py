@@ -10,7 +10,8 @@ from offers.gates import PLACE_TRIGGERS
 def message_of(decision: Decision, catalogue: Catalogue) -> Message | None:
     """The outbox message; None if nothing was decided. `catalogue` is the one that the decision was made with.
 
-    `channels` are the promotion's: which of them the customer consents to is asked when it is sent.
+    `channels` are the promotion's, in the decision's order if it has one: which of them the customer consents to is
+    asked when it is sent.
     """
     if decision.promotion is None:
         return None
@@ -27,7 +28,7 @@ def message_of(decision: Decision, catalogue: Catalogue) -> Message | None:
         at_ms=decision.at_ms,
         deadline_ms=decision.deadline_ms,
         coupon_expires_ms=decision.at_ms + round(promotion.coupon_valid_s * 1000),
-        channels=list(promotion.channels),
+        channels=list(decision.channels or promotion.channels),
         store=decision.store,
         fence=moment.fence if moment.trigger in PLACE_TRIGGERS else None,
         sku=decision.sku,

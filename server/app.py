@@ -40,7 +40,7 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda _: Non
     async with AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings))
         desk = make_desk(core)
-        roots = [Root("world", core.world.run), make_collector()]
+        roots = [Root("world", core.world.run), Root("models", core.models.run), make_collector()]
         if core.valkey is not None:
             roots.append(Root("embedded Valkey", partial(_watch, core.valkey)))
         if "engine" in settings.roles:

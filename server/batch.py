@@ -114,7 +114,10 @@ def in_order(items: list[Item]) -> list[Item]:
 class Batch:
     """What arrived, whom it is about, and one `Commit` per partition."""
 
-    def __init__(self, world: World, owned: Mapping[int, Ownership], rules: fold.FoldRules) -> None:
+    def __init__(
+        self, world: World, owned: Mapping[int, Ownership], rules: fold.FoldRules, fetched_ms: int = 0
+    ) -> None:
+        """`fetched_ms` is noted beside the messages that follow; nothing is decided by it."""
         self.world = world
         #: What is to be folded one by one; and the fixes that `pass_by` has not worked off, nor made items of.
         self.items: list[Item] = []
@@ -126,7 +129,7 @@ class Batch:
         self.unreadable_hot: dict[CustomerId, UnreadableState] = {}
         self.unreadable_cold: dict[CustomerId, UnreadableState] = {}
         self.commits = {
-            partition: Commit(partition=partition, epoch=owner.epoch, expected=owner.offsets)
+            partition: Commit(partition=partition, epoch=owner.epoch, expected=owner.offsets, fetched_ms=fetched_ms)
             for partition, owner in owned.items()
         }
         self._rules = rules
@@ -356,7 +359,7 @@ class Batch:
             self._keep_timers(item, customer)
             fold.record_message(customer, message.id, decision)
             commit.customers[item.customer] = customer
-            commit.outbox.append(encode_outbox(message))
+            commit.outbox.append((encode_outbox(message), item.record.arrived_ms))
 
     def finish(self) -> list[Commit]:
         """Every partition's commit, with the timers that changed."""
@@ -533,9 +536,8 @@ class Batch:
             commit.customers[item.customer] = customer
         for emitted in folded.emit:
             value = msgspec.Raw(encode(emitted))
-            commit.outbox.append(
-                encode_outbox(Emitted(topic=TOPIC_OF[type(emitted)], key=emitted.customer, value=value))
-            )
+            entry = encode_outbox(Emitted(topic=TOPIC_OF[type(emitted)], key=emitted.customer, value=value))
+            commit.outbox.append((entry, item.record.arrived_ms))
         if folded.erased:
             self._erase(item)
         elif isinstance(event, Consent):

@@ -13,7 +13,11 @@ from nearcast import __version__
 from nearcast.errors import ConfigurationError, InputError, NearcastError, Unavailable
 from server import settings as settings_module
 from server.commands.dead_letters import dead_letters
+from server.commands.export import export
 from server.commands.fences import fences
+from server.commands.learning import evaluate_policy, evaluate_uplift
+from server.commands.models import models
+from server.commands.models_training import evaluate, train
 from server.commands.replay import record, replay
 from server.credentials import secrets_for
 
@@ -77,32 +81,16 @@ def token(subject: str, role: str, channels: tuple[str, ...], ttl_s: int) -> Non
     )
 
 
-@main.command()
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder for the model.")
-@click.option("--seed", default=7, show_default=True, help="Same seed and data, same model.")
-def train(out: Path, seed: int) -> None:
-    """Train the propensity model on the public purchase history, export it to ONNX and check the export.
-
-    Needs the `train` extra. Point NEARCAST_MODEL_DIR at the folder to use the model.
-    """
-    try:
-        from models.training.train import run
-    except ImportError as error:
-        _fail_text(f"training needs the train extra (pip install 'nearcast[train]'): {error}")
-    with click.progressbar(length=1_000, label="training", file=sys.stderr) as bar:
-
-        def progress(stage: str, fraction: float) -> None:
-            bar.label = stage
-            bar.update(max(0, round(fraction * 1_000) - bar.pos))
-
-        report = _guarded(lambda: run(out, seed=seed, progress=progress))
-    click.echo(report.summary())
-
-
 main.add_command(dead_letters)
+main.add_command(evaluate)
+main.add_command(evaluate_policy)
+main.add_command(evaluate_uplift)
+main.add_command(export)
 main.add_command(fences)
+main.add_command(models)
 main.add_command(record)
 main.add_command(replay)
+main.add_command(train)
 
 
 @main.group()

@@ -62,7 +62,7 @@ for topic, position in pairs(rest.offsets) do
   redis.call('HSET', KEYS[2], topic, position)
 end
 for _, entry in ipairs(rest.outbox) do
-  redis.call('XADD', KEYS[3], '*', 'e', entry)
+  redis.call('XADD', KEYS[3], '*', 'e', entry[1], 't', entry[2])
 end
 for member, due in pairs(rest.timers) do
   if due == 0 then

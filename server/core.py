@@ -5,12 +5,11 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 from redis.asyncio import Redis
 
 from channels.gateway.streams import ChannelStreams
+from models.fallback import Limits
 from models.scorer import Scorer
 from nearcast.clock import Clock, SystemClock
 from nearcast.fold import FoldRules
@@ -20,10 +19,12 @@ from server.api.links import LinkSigner
 from server.consents import OptOuts
 from server.credentials import Secrets, secrets_for
 from server.intake import Intake
+from server.live_models import LiveModels, default_folder
 from server.log.base import EventLog
 from server.log.kafka import KafkaLog, KafkaOptions
 from server.log.leases import forget_predecessors
 from server.log.streams import StreamsLog
+from server.model_registry import ModelRegistry
 from server.provenance import check_provenance, note_provenance
 from server.settings import Settings, parse_quiet_hours
 from server.state import StateStore
@@ -47,6 +48,7 @@ class Core:
     log: EventLog
     state: StateStore
     world: WorldStore
+    models: LiveModels
     intake: Intake
     opt_outs: OptOuts
     streams: ChannelStreams
@@ -87,6 +89,9 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         # The owner of a data directory is alone with its store, so after a crash it may take up its old name, and with
         # it what it had begun. Processes that share a store need names of their own (in containers all are pid 1).
         node = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}" if settings.redis_url else "embedded"
+        registry = ModelRegistry(redis, clock, settings.model_budget_ms / 1000)
+        models = LiveModels(redis, registry, settings.model_dir, limits_of(settings), clock)
+        await models.start()
         world = WorldStore(redis)
         await world.refresh()
         if settings.world_files:
@@ -101,6 +106,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             log=log,
             state=StateStore(redis, settings.partitions, settings.dead_letters_limit, settings.footfall_days),
             world=world,
+            models=models,
             intake=Intake(log, clock),
             opt_outs=OptOuts(redis, settings.partitions),
             streams=ChannelStreams(redis, node, clock),
@@ -117,6 +123,12 @@ def policy_of(settings: Settings) -> Policy:
         caps=(Cap(count=settings.offers_per_day, period_s=86_400),),
         quiet_hours=QuietHours(starts=quiet[0], ends=quiet[1]) if quiet else None,
         max_doubt=settings.max_doubt,
+        annoyance_cents=settings.annoyance_cents,
+        annoyance_window_ms=round(settings.annoyance_window_s * 1000),
+        exploration=settings.exploration,
+        holdout=settings.holdout,
+        holdout_salt=settings.holdout_salt,
+        best_channel_first=settings.channel_order == "learned",
     )
 
 
@@ -129,8 +141,17 @@ def fold_rules_of(settings: Settings) -> FoldRules:
 
 
 def scorer_of(settings: Settings) -> Scorer:
-    """The model that the settings name, or the shipped one."""
-    return Scorer.load(settings.model_dir or Path(str(resources.files("models").joinpath("artifacts", "redeem"))))
+    """The redeem model that the settings name, or the shipped one."""
+    return Scorer.load(default_folder("redeem", settings.model_dir), budget_s=settings.model_budget_ms / 1000)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What a model may take, and what stands in for it."""
+    return Limits(
+        budget_s=settings.model_budget_ms / 1000,
+        pause_s=settings.model_pause_s,
+        fallback_score=settings.model_fallback_score,
+    )
 
 
 def log_of(settings: Settings, redis_url: str) -> EventLog:

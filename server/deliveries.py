@@ -1,14 +1,18 @@
-"""The dispatcher's desk: what delivering a message needs from state, world and log."""
+"""The dispatcher's desk: what delivering a message needs from state, world and log; and what is told of it later."""
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 from redis.asyncio import Redis
 
 from channels.contract import Outgoing, Prepared
-from channels.delivery import Delivery
+from channels.delivery import Delivery, State
+from channels.push import customer_channel
+from channels.trace import Mark, marks
 from nearcast import keys
 from nearcast.clock import Clock
+from nearcast.customer import SentMessage
 from nearcast.decisions import Reason
 from nearcast.errors import Fenced, InputError, Unavailable, UnreadableState
 from nearcast.events import Channel, DeliveryStatus, Receipt
@@ -22,7 +26,7 @@ from server.consents import OptOuts, bring_in
 from server.intake import Intake
 from server.log.base import Entry, EventLog
 from server.state import StateStore
-from server.store import reaching_store
+from server.store import reaching_store, text
 from server.world import WorldStore
 
 #: Longer than any message is relevant; after that nobody asks how far it got.
@@ -44,6 +48,41 @@ end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
 """
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What became of a message: by the receipts (`status`), and as far as the dispatcher got.
+
+    `trace` is empty for one that was not sent, or more than two days ago.
+    """
+
+    message: MessageId
+    decision: DecisionId
+    status: DeliveryStatus | None
+    state: State
+    channel: Channel | None
+    given_up: Sequence[Channel]
+    reason: str
+    trace: list[Mark]
+
+
+async def report_of(redis: Redis, partition: int, customer: CustomerId, sent: SentMessage) -> Report:
+    """What is known of a message to a customer of the partition. Raises `InputError` if that can't be read."""
+    with reaching_store():
+        stored = await redis.get(keys.delivery(partition, sent.message))
+        shown = await redis.get(keys.channel_shown(customer_channel(customer), sent.message))
+    delivery = _decoded(sent.message, stored)
+    ends_ms = [int(at_ms) for at_ms in text(shown).split()] if shown is not None else []
+    return Report(
+        message=sent.message,
+        decision=sent.decision,
+        status=sent.status,
+        state=delivery.state,
+        channel=delivery.channel,
+        given_up=delivery.given_up,
+        reason=delivery.reason,
+        trace=marks([*delivery.times_ms, *ends_ms]) if delivery.times_ms else [],
+    )
 
 
 class DeliveryDesk:
@@ -126,11 +165,7 @@ class DeliveryDesk:
     async def delivery(self, message: Message) -> Delivery:
         with reaching_store():
             data = await self._redis.get(self._key(message))
-        try:
-            return Delivery() if data is None else _DELIVERY.decode(data)
-        except (UnicodeDecodeError, msgspec.MsgspecError):
-            said = f"how far message {message.id} got can't be read"
-            raise InputError("unreadable_delivery", said) from None
+        return _decoded(message.id, data)
 
     async def save_delivery(self, message: Message, entry_id: str, before: Delivery, after: Delivery) -> None:
         expected = b"" if before == Delivery() else msgspec.json.encode(before)
@@ -160,6 +195,14 @@ class DeliveryDesk:
     def _unsubscribe_link(self, message: Message) -> str:
         link = Link(message.customer, "email", message.at_ms + _UNSUBSCRIBE_VALID_MS, "email")
         return f"{self._public_url}/u/{self._links.sign('unsubscribe', link)}"
+
+
+def _decoded(message: MessageId, data: bytes | str | None) -> Delivery:
+    try:
+        return Delivery() if data is None else _DELIVERY.decode(data)
+    except (UnicodeDecodeError, msgspec.MsgspecError):
+        said = f"how far message {message} got can't be read"
+        raise InputError("unreadable_delivery", said) from None
 
 
 async def append_receipt(

@@ -17,9 +17,10 @@ from channels.gateway.codes import FORCED
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
 from channels.push import customer_channel, recall, staff_channel
+from models.registry import Models
 from nearcast import keys, metrics
 from nearcast.clock import Clock
-from nearcast.customer import Customer, Presence, Trip
+from nearcast.customer import Customer, Presence, SentMessage, Trip
 from nearcast.decisions import Decision
 from nearcast.errors import Conflict, NotFound, Unavailable, UnreadableState
 from nearcast.events import Channel, Consent, ConsentScope, DeliveryStatus, Erase, IntakeEvent
@@ -46,11 +47,13 @@ from server.api.services import Limits, TokenRole, WorldKind
 from server.compose import compose
 from server.consents import OptOuts
 from server.coupons import Coupon, CouponBook, apply_offer
-from server.deliveries import append_receipt
+from server.deliveries import Report, append_receipt, report_of
 from server.eraser import forget_channel, note_erasure
 from server.footfall import DEFAULT_K, Asked, FootfallBook, History, Live, history_of, live_of
 from server.intake import Intake
 from server.log.base import EventLog
+from server.model_registry import ModelRegistry
+from server.predictions import Predictions, predict
 from server.state import KEPT_DECISIONS, Known, StateStore
 from server.store import reaching_store
 from server.world import WorldStore
@@ -75,6 +78,8 @@ class Desk:
         tokens: Tokens,
         keyring: KeyRing,
         links: LinkSigner,
+        models: ModelRegistry,
+        live_models: Models,
         policy: Policy,
         clock: Clock,
         public_url: str,
@@ -98,6 +103,8 @@ class Desk:
         self.keys = keyring
         self.links = links
         self.limits = Limits()
+        self.models = models
+        self._live_models = live_models
         self.clock = clock
         self.public_url = public_url
         self.sms_auth_token = sms_auth_token
@@ -216,6 +223,16 @@ class Desk:
         decisions = await self._state.decisions(customer, KEPT_DECISIONS)
         return explain(asked, moment, assumed, profile, catalogue, stock, self._policy, decisions)
 
+    async def predictions(self, customer: CustomerId, store: StoreId | None, top: int) -> Predictions:
+        """What the customer will likely buy next, by their state, the world and the model of now."""
+        known = await self.customer(customer)
+        if known is None:
+            raise NotFound("unknown_customer", "nothing is known of this customer")
+        if store is not None:
+            self._store(store)
+        world, serving, now_ms = self._world.current, self._live_models.serving("buy_next"), self.clock.now_ms()
+        return await predict(known[0], world.catalogue, serving, self._world.stock, now_ms, store=store, top=top)
+
     async def footfall(self, store: StoreId, *, products: bool) -> Live:
         self._store(store)
         fences = await self._zones(store, products=products)
@@ -272,12 +289,21 @@ class Desk:
     ) -> None:
         await append_receipt(self._intake, customer, message, decision, status, channel, reason)
 
-    async def recall(self, customer: CustomerId, message: MessageId) -> None:
-        """Take a message back from every device that shows it, or would when it connects again."""
+    async def delivery(self, customer: CustomerId, message: MessageId) -> Report:
+        """What became of a message, and when it passed each stage of its way."""
+        sent = await self._sent(customer, message)
+        return await report_of(self._redis, self._state.partition(customer), customer, sent)
+
+    async def _sent(self, customer: CustomerId, message: MessageId) -> SentMessage:
         known = await self._known(customer)
         sent = next((sent for sent in known.customer.messages if sent.message == message), None) if known else None
         if sent is None:
             raise NotFound("unknown_message", "no such message was decided for this customer, or it is long ago")
+        return sent
+
+    async def recall(self, customer: CustomerId, message: MessageId) -> None:
+        """Take a message back from every device that shows it, or would when it connects again."""
+        sent = await self._sent(customer, message)
         channel = customer_channel(customer)
         if message != message_id(sent.decision, "customer"):
             decision = await self._state.decision(customer, sent.decision)
@@ -292,6 +318,12 @@ class Desk:
         # In this order: who is cut off can't come back with the same token.
         await self._streams.revoke(customer, self.clock.now_ms())
         await self._streams.disconnect(customer, FORCED.code, FORCED.reason)
+
+    def has_channel(self, channel: str) -> bool:
+        """Whether a public channel is that of a store or a zone in the world now."""
+        kind, _, name = channel.partition(":")
+        world = self._world.current
+        return name in (world.catalogue.stores if kind == "store" else world.fences.by_id)
 
     async def publish(self, channel: str, data: bytes, *, key: str = "", once: str | None = None) -> tuple[str, int]:
         """Publish JSON for everybody who listens to a public channel; its epoch and offset."""

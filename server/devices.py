@@ -140,6 +140,9 @@ class DeviceBackend:
             "wishlist.list": self._wishes,
         }
 
+    def exists(self, channel: str) -> bool:
+        return self._desk.has_channel(channel)
+
     async def rpc(self, identity: Identity, method: str, data: bytes) -> bytes:
         call = self._methods.get(method)
         if call is None:
@@ -166,7 +169,12 @@ class DeviceBackend:
         customer, message = _customer_of(identity), MessageId(seen.message)
         channel, device = customer_channel(customer), seen.device or identity.client
         published = await self._streams.published(channel, message)
-        first = await self._first(keys.channel_acked(channel, message), device, _ACKED_TTL_S) if published else device
+        first = device
+        if published:
+            # The first device's times, as its name: what is there already stays.
+            shown = self._streams.shown.acknowledged(message)
+            beside = (keys.channel_shown(channel, message), shown)
+            first = await self._first(keys.channel_acked(channel, message), device, _ACKED_TTL_S, beside)
         await self._desk.receipt(customer, message, DecisionId(seen.decision), "delivered", "websocket", "")
         if published and first == device:
             await withdraw(self._streams, channel, Withdraw(message=message, reason="elsewhere", by=device))
@@ -245,13 +253,15 @@ class DeviceBackend:
                 return channel
         raise NotFound("unknown_alert", "no such alert was sent to this tablet's stores")
 
-    async def _first(self, key: str, value: str, ttl_s: int) -> str:
-        """Who, or what, was the first to be noted under this key."""
+    async def _first(self, key: str, value: str, ttl_s: int, beside: tuple[str, str] | None = None) -> str:
+        """Who, or what, was the first to be noted under this key; `beside` is another key and value to note."""
         with reaching_store():
             async with self._redis.pipeline(transaction=False) as pipe:
+                if beside is not None:
+                    pipe.set(*beside, nx=True, ex=ttl_s)
                 pipe.set(key, value, nx=True, ex=ttl_s)
                 pipe.get(key)
-                _, first = await pipe.execute()
+                first = (await pipe.execute())[-1]
         return text(first) if first is not None else value
 
 

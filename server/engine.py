@@ -16,18 +16,19 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from models.features import redeem
-from models.scorer import Scorer
+from models.fallback import FALLBACK
+from models.features import channel, redeem
+from models.registry import Models, Serving
 from nearcast import metrics
 from nearcast.clock import Clock
 from nearcast.customer import Customer
-from nearcast.decisions import Candidate
+from nearcast.decisions import Candidate, Decision
 from nearcast.errors import Fenced, Unavailable, UnreadableState
 from nearcast.fold import FoldRules
 from nearcast.ids import CustomerId
 from nearcast.moments import Moment
 from offers.candidates import candidates, stock_wanted
-from offers.decide import decide, rule_out, screen
+from offers.decide import Scores, decide, rule_out, screen
 from offers.messages import message_of
 from offers.policy import Policy
 from server.batch import Batch, Cached, Item, Missing, Work
@@ -46,6 +47,7 @@ _BACKOFF_S = 0.5
 _WORTH_OVERLAPPING = 200
 #: How often an engine without events looks whether its store is still what it was.
 _LOOK_EVERY_S = 2.0
+_FEATURES_HASH = redeem.REDEEM.hash
 #: Looked up once: a batch may hold a single event.
 _STAGES = {
     stage: metrics.BATCH_SECONDS.labels(stage) for stage in ("decode", "match", "load", "fold", "decide", "commit")
@@ -61,7 +63,7 @@ class Engine:
         consumer: LogConsumer,
         state: StateStore,
         world: WorldStore,
-        scorer: Scorer,
+        models: Models,
         rules: FoldRules,
         policy: Policy,
         clock: Clock,
@@ -71,7 +73,7 @@ class Engine:
         self._consumer = consumer
         self._state = state
         self._world = world
-        self._scorer = scorer
+        self._models = models
         self._rules = rules
         self._policy = policy
         self._clock = clock
@@ -203,7 +205,9 @@ class Engine:
         self._cached = {partition: Cached(Recent(bound), Recent(bound)) for partition in self._owned}
 
     async def _work(self, records: Sequence[Record]) -> Batch:
-        batch = Batch(self._world.current, self._owned, self._rules)
+        batch = Batch(self._world.current, self._owned, self._rules, self._clock.now_ms())
+        # To the end of the batch: models change between two.
+        serving = self._models.serving("redeem")
         with _STAGES["decode"].time():
             batch.decode(records)
         with _STAGES["match"].time():
@@ -216,7 +220,7 @@ class Engine:
                 moments, waiting = batch.fold_round(waiting)
             if moments:
                 with _STAGES["decide"].time():
-                    await self._decide(batch, moments)
+                    await self._decide(batch, moments, serving)
         return batch
 
     async def _load(self, batch: Batch) -> None:
@@ -294,7 +298,7 @@ class Engine:
         if missing:
             await self._read(batch, missing)
 
-    async def _decide(self, batch: Batch, moments: Sequence[tuple[Item, Moment]]) -> None:
+    async def _decide(self, batch: Batch, moments: Sequence[tuple[Item, Moment]], serving: Serving) -> None:
         """Decide one moment of each of several customers: one stock read, one score call."""
         world = batch.world
         await self._read_cold(batch, ((item.record.partition, item.customer) for item, _ in moments))
@@ -312,18 +316,46 @@ class Engine:
         stock = await self._world.stock(wanted)
         screened = []
         rows: list[list[float]] = []
+        people: list[CustomerId] = []
         for item, moment, found in open_moments:
             customer = batch.customers[item.customer]
             first = len(rows)
             passed = screen(moment, customer, found, world.catalogue, stock, self._policy)
             scored = [index for index, candidate in enumerate(passed) if candidate.stopped_by is None]
             rows += [self._features(batch, customer, moment, passed[index]) for index in scored]
+            people += [item.customer] * len(scored)
             screened.append((item, moment, passed, scored, first))
-        scores = self._scorer.score(rows)
+        scores, versions = serving.score(rows, people)
+        decisions: list[tuple[Item, Decision]] = []
         for item, moment, passed, scored, first in screened:
-            propensities = dict(zip(scored, scores[first : first + len(scored)], strict=True))
-            decision = decide(moment, passed, propensities, world.catalogue, self._scorer.version)
+            last = first + len(scored)
+            made = Scores(
+                propensities=dict(zip(scored, scores[first:last], strict=True)),
+                inputs=dict(zip(scored, rows[first:last], strict=True)),
+                model_version=_version(versions[first:last], serving, item.customer),
+                features_hash=_FEATURES_HASH,
+            )
+            customer = batch.customers[item.customer]
+            decisions.append((item, decide(moment, customer, passed, made, world.catalogue, self._policy)))
+        if self._policy.best_channel_first:
+            self._choose_channels(batch, [decision for _, decision in decisions if decision.outcome == "offer"])
+        for item, decision in decisions:
             batch.record(item, decision, message_of(decision, world.catalogue))
+
+    def _choose_channels(self, batch: Batch, offers: Sequence[Decision]) -> None:
+        """Put the channels of each offer in the order of P(reacts); of equals, in the promotion's."""
+        promotions = batch.world.catalogue.promotions
+        asked = [
+            (decision, by)
+            for decision in offers
+            if decision.promotion is not None
+            for by in promotions[decision.promotion].channels
+        ]
+        rows = [channel.row(batch.customers[decision.customer], by, decision.at_ms) for decision, by in asked]
+        scores = self._models.serving("channel").score(rows, [decision.customer for decision, _ in asked]).values
+        # Sorting keeps the order of equals.
+        for score, (decision, by) in sorted(zip(scores, asked, strict=True), key=lambda scored: -scored[0]):
+            decision.channels[by] = score
 
     def _features(self, batch: Batch, customer: Customer, moment: Moment, candidate: Candidate) -> list[float]:
         catalogue = batch.world.catalogue
@@ -345,3 +377,10 @@ class Engine:
         self._generation = generation
         metrics.OWNED_PARTITIONS.set(len(self._owned))
         logger.info("owning partitions %s", sorted(self._owned))
+
+
+def _version(versions: Sequence[str], serving: Serving, customer: CustomerId) -> str:
+    """The model that a decision is owed to, or would have been; if a row got the fallback score, that."""
+    if FALLBACK in versions:
+        return FALLBACK
+    return versions[0] if versions else serving.guard_of(customer).version

@@ -302,7 +302,7 @@ def _noted(channel: str, publication: bytes) -> list[str]:
         what = decode_publication(publication)
     except (UnicodeDecodeError, msgspec.MsgspecError):
         return []
-    noted = [keys.channel_once(channel, what.message), keys.channel_acked(channel, what.message)]
+    noted = [of(channel, what.message) for of in (keys.channel_once, keys.channel_acked, keys.channel_shown)]
     if isinstance(what, Withdraw):
         noted.append(keys.channel_withdrawn(channel, what.message, what.reason))
     return noted

@@ -234,7 +234,7 @@ class ValkeyOutbox:
                 await self._bury(partition, entry_id, "malformed_outbox_entry", str(error), "", value)
                 continue
             self._held.add((partition, entry_id))
-            self._ready.append(Pending(partition, entry_id, entry))
+            self._ready.append(Pending(partition, entry_id, entry, _times_ms(entry_id, fields)))
 
     async def _bury(self, partition: int, entry_id: str, reason: str, detail: str, key: str, value: bytes) -> None:
         letter: dict[str, str | bytes] = {
@@ -252,3 +252,12 @@ class ValkeyOutbox:
         if await self._redis.eval(_BURY, 2, *streams, GROUP, entry_id, *fields):
             DEAD_LETTERS.labels(reason).inc()
             log.error("outbox entry %s of partition %d is a dead letter: %s", entry_id, partition, reason)
+
+
+def _times_ms(entry_id: str, fields: Fields) -> tuple[int, ...]:
+    """When an entry's event arrived, when the engine had it, when it was committed; () for an entry put in by hand."""
+    arrived_ms, _, fetched_ms = fields.get(b"t", b"").partition(b" ")
+    # An entry's id begins with the time of the commit that wrote it.
+    committed_ms = entry_id.partition("-")[0]
+    known = arrived_ms.isdigit() and fetched_ms.isdigit()
+    return (int(arrived_ms), int(fetched_ms), int(committed_ms)) if known else ()

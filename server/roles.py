@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from channels.contract import Channel
 from channels.dispatcher import Dispatcher
+from channels.gateway.limits import affordable_connections
 from channels.gateway.server import Gateway
 from channels.gateway.settings import GatewaySettings
 from channels.gateway.tokens import Tokens
@@ -33,7 +34,7 @@ from server.api.links import Link
 from server.backlog import watch_backlog
 from server.catalogue_feed import CatalogueFeed
 from server.collecting import keep_looking, look_for_garbage_seldom
-from server.core import Core, fold_rules_of, scorer_of
+from server.core import Core, fold_rules_of
 from server.coupons import CouponBook
 from server.deliveries import DeliveryDesk
 from server.desk import Desk
@@ -77,6 +78,8 @@ def make_desk(core: Core) -> Desk:
         tokens=Tokens(secrets.token.encode(), core.clock),
         keyring=KeyRing(secrets.api_keys.items()),
         links=core.links,
+        models=core.models.registry,
+        live_models=core.models,
         policy=core.policy,
         clock=core.clock,
         public_url=core.public_url,
@@ -121,7 +124,7 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
         consumer=consumer,
         state=state,
         world=_EngineWorld(redis, core.world),
-        scorer=scorer_of(settings),
+        models=core.models,
         rules=fold_rules_of(settings),
         policy=core.policy,
         clock=core.clock,
@@ -242,6 +245,7 @@ async def open_gateway(core: Core, desk: Desk, doors: AsyncExitStack) -> None:
             port=settings.gateway_port,
             origins=tuple(settings.allowed_origins),
             drain_window_s=settings.gateway_drain_s,
+            connections=affordable_connections() if settings.max_connections is None else settings.max_connections,
             connections_per_address=settings.connections_per_address,
             # The demo's page shows the same few people to everybody.
             connections_per_user=0 if settings.demo else GatewaySettings.connections_per_user,

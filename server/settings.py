@@ -82,6 +82,12 @@ class Settings(BaseSettings):
         description="Seconds over which a gateway that stops sends its clients elsewhere: they come back at once, so "
         "all at the same time would be a storm there.",
     )
+    max_connections: int | None = Field(
+        None,
+        ge=0,
+        description="Connections to one gateway in all; more are refused (HTTP 503) while it goes on serving these. 0: "
+        "any number. Empty: what the process's limit of open files leaves, nine tenths of it less 100.",
+    )
     connections_per_address: int = Field(
         1_000,
         ge=0,
@@ -116,7 +122,27 @@ class Settings(BaseSettings):
     coupon_secret: SecretStr | None = Field(None, description="Makes coupon codes unguessable, 32 bytes or more.")
     link_secret: SecretStr | None = Field(None, description="Signs the links in SMS and e-mail, 32 bytes or more.")
 
-    model_dir: Path | None = Field(None, description="Folder of the propensity model; empty: the one that is shipped.")
+    model_dir: Path | None = Field(
+        None,
+        description="Folder of a model, or of one folder for each kind of model, instead of those that are shipped; "
+        "what `nearcast models activate` chose goes before both.",
+    )
+    model_budget_ms: float = Field(
+        50.0,
+        gt=0,
+        le=60_000,
+        description="CPU time that scoring one batch may take; then it gets the fallback score. A model that takes "
+        "longer for 64 rows is not loaded.",
+    )
+    model_pause_s: float = Field(
+        60.0, gt=0, description="Seconds for which a model that failed three times in a row is left alone."
+    )
+    model_fallback_score: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="The probability that stands in where there is no model, or one that doesn't state its base rate.",
+    )
     world_files: list[Path] = Field(
         [], description="World files (YAML or JSON; fences also as .geojson) to load at start, as one world."
     )
@@ -172,6 +198,38 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="No offer follows from a position that is more likely than this to be made up (0 to 1; 1: all do).",
+    )
+    annoyance_cents: float = Field(
+        0.001,
+        ge=0,
+        le=1_000_000,
+        description="What an offer costs in goodwill, in cents, after one that was ignored; doubles with every further "
+        "one in a row. An offer that is expected to bring less is not made. 0: none ever costs any.",
+    )
+    annoyance_window_s: float = Field(
+        604_800, ge=0, le=31_536_000, description="Seconds after which an ignored offer is forgotten, for the above."
+    )
+    exploration: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the decisions in which chance chooses among what passed every gate, and nothing; what is "
+        "never tried, no model learns of. 0: none.",
+    )
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the customers who get no offers at all, always the same ones, so that the effect of "
+        "offers can be measured. 0: nobody.",
+    )
+    holdout_salt: str = Field(
+        "", max_length=100, description="Chooses who is held out; another text holds other customers out."
+    )
+    channel_order: Literal["promotion", "learned"] = Field(
+        "promotion",
+        description="Which of its channels an offer tries first: the one that the promotion names first, or (learned) "
+        "the one that the customer will most likely react to, by the model of kind `channel`.",
     )
     quiet_hours: str = Field(
         "21:00-08:00", description="No offers in this window of the customer's local time; empty: none are quiet."

@@ -105,7 +105,9 @@ class Commit(msgspec.Struct):
     presences: dict[CustomerId, Presence] = {}
     #: Customer → when the erase event reached the log, in ms.
     erased: dict[CustomerId, int] = {}
-    outbox: list[bytes] = []
+    #: Entries, each with when the event that it follows from reached the log (ms); and when the engine had them all.
+    outbox: list[tuple[bytes, int]] = []
+    fetched_ms: int = 0
     #: (customer, kind) → due time in ms, or 0 to remove the timer.
     timers: dict[tuple[CustomerId, str], int] = {}
     dead_letters: list[DeadLetter] = []
@@ -286,7 +288,7 @@ class StateStore:
             "offsets": batch.offsets,
             "hot": hot,
             "erased": batch.erased,
-            "outbox": [entry.decode() for entry in batch.outbox],
+            "outbox": [(entry.decode(), f"{arrived_ms} {batch.fetched_ms}") for entry, arrived_ms in batch.outbox],
             "timers": {f"{kind}{TIMER_SEPARATOR}{customer}": due for (customer, kind), due in batch.timers.items()},
             "dead_letters": [letter[:-1] for letter in batch.dead_letters],
             "footfall": batch.footfall.live,

@@ -73,7 +73,7 @@ from nearcast.moments import Moment, moments_of_transitions
 from nearcast.world import Circle, Fence, MultiPolygon, Polygon
 from offers.candidates import candidates, stock_wanted
 from offers.catalogue import Catalogue
-from offers.decide import decide, screen
+from offers.decide import Scores, decide, screen
 from offers.messages import message_of
 from offers.policy import Policy
 from offers.worldfile import WorldFile
@@ -344,13 +344,15 @@ class Oracle:
             return
         stock = {pair: self._stock.get(pair, 0) for pair in stock_wanted(moment, found)}
         screened = screen(moment, customer, found, self._catalogue, stock, self._policy)
-        propensities = {}
+        propensities, inputs = {}, {}
         for index, candidate in enumerate(screened):
             if candidate.stopped_by is None:
                 promotion = self._catalogue.promotions[candidate.promotion]
                 segment = None if candidate.sku is None else self._catalogue.segments.get(candidate.sku)
-                (propensities[index],) = self._scorer.score([redeem.row(customer, promotion, segment, moment.at_ms)])
-        decision = decide(moment, screened, propensities, self._catalogue, self._scorer.version)
+                row = redeem.row(customer, promotion, segment, moment.at_ms)
+                propensities[index], inputs[index] = self._scorer.score([row])[0], row
+        scores = Scores(propensities, inputs, self._scorer.version, redeem.REDEEM.hash)
+        decision = decide(moment, customer, screened, scores, self._catalogue, self._policy)
         made = self.outcome.decisions.setdefault(moment.customer, [])
         made.append(decision)
         del made[:-KEPT_DECISIONS]

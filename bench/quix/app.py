@@ -42,7 +42,7 @@ from nearcast.moments import Moment, moments_of_transitions
 from nearcast.world import Circle, Fence
 from offers.candidates import candidates
 from offers.catalogue import Catalogue
-from offers.decide import decide, screen
+from offers.decide import Scores, decide, screen
 from offers.messages import message_of
 from offers.policy import Policy
 from offers.worldfile import WorldFile
@@ -124,8 +124,13 @@ class Rules:
             )
             for index in scored
         ]
-        propensities = dict(zip(scored, self.scorer.score(rows), strict=True))
-        decision = decide(moment, passed, propensities, self.catalogue, self.scorer.version)
+        scores = Scores(
+            propensities=dict(zip(scored, self.scorer.score(rows), strict=True)),
+            inputs=dict(zip(scored, rows, strict=True)),
+            model_version=self.scorer.version,
+            features_hash=redeem.REDEEM.hash,
+        )
+        decision = decide(moment, customer, passed, scores, self.catalogue, self.policy)
         message = message_of(decision, self.catalogue)
         if message is None:
             return None

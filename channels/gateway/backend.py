@@ -17,6 +17,10 @@ class Identity(NamedTuple):
 class Backend(Protocol):
     """Answers clients. Calls of one connection come one after the other, those of several at the same time."""
 
+    def exists(self, channel: str) -> bool:
+        """Whether a public channel is that of a store or a zone that there is. Others may not take up room."""
+        ...
+
     async def rpc(self, identity: Identity, method: str, data: bytes) -> bytes:
         """JSON in, JSON out. `InputError` becomes an error reply, `Unavailable` a reply that asks to try again."""
         ...

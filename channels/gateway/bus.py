@@ -94,5 +94,6 @@ class Bus:
         if not named:
             self._control(data)
             return
-        channel, _, key = named.decode().partition("\x1f")
-        self._receive(channel, epoch.decode(), Publication(int(offset), data, key))
+        channel, _, beside = named.decode().partition("\x1f")
+        key, _, note = beside.partition("\x1f")
+        self._receive(channel, epoch.decode(), Publication(int(offset), data, key, note))

@@ -16,18 +16,20 @@ local function tell(nodes, dead_before, bus, frame)
   end
 end
 
--- What the bus carries. The key, where there is one, follows the channel's name after a unit separator.
-local function frame(epoch, offset, channel, data, key)
-  if key and key ~= '' then channel = channel .. '\31' .. key end
+-- What the bus carries. The key and the note, where there are any, follow the channel's name after unit separators.
+local function frame(epoch, offset, channel, data, key, note)
+  if note and note ~= '' then channel = channel .. '\31' .. key .. '\31' .. note
+  elseif key and key ~= '' then channel = channel .. '\31' .. key end
   return epoch .. '\n' .. offset .. '\n' .. channel .. '\n' .. data
 end
 
 -- Appends a publication; its epoch and offset.
-local function append(stream, meta, gone, data, key, size, ttl, fresh_epoch)
+local function append(stream, meta, gone, data, key, size, ttl, fresh_epoch, note)
   local epoch = redis.call('HGET', meta, 'epoch') or begin_epoch(stream, meta, gone, fresh_epoch)
   local offset = string.format('%.0f', redis.call('HINCRBY', meta, 'offset', 1))
   local add = {'XADD', stream, 'MAXLEN', size, offset .. '-0', 'd', data}
-  if key ~= '' then add[8], add[9] = 'k', key end
+  if key ~= '' or note then add[8], add[9] = 'k', key end
+  if note then add[10], add[11] = 'n', note end
   redis.call(unpack(add))
   redis.call('EXPIRE', stream, ttl)
   redis.call('EXPIRE', gone, ttl)
@@ -35,13 +37,14 @@ local function append(stream, meta, gone, data, key, size, ttl, fresh_epoch)
   return epoch, offset
 end
 
--- Entries as one list: offset, data and key of each.
+-- Entries as one list: offset, data, key and note of each.
 local function flat(entries)
   local list = {}
   for _, entry in ipairs(entries) do
     list[#list + 1] = string.match(entry[1], '^%d+')
     list[#list + 1] = entry[2][2]
     list[#list + 1] = entry[2][4] or ''
+    list[#list + 1] = entry[2][6] or ''
   end
   return list
 end

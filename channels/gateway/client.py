@@ -10,7 +10,7 @@ import random
 import sys
 import uuid
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -36,6 +36,7 @@ from channels.gateway.codes import (
     STALE,
     TOKEN_EXPIRED,
     TOO_MANY_REQUESTS,
+    UNKNOWN_CHANNEL,
     UNRECOVERABLE,
     Disconnect,
     ErrorCode,
@@ -67,7 +68,7 @@ def envelope_of(channel: str, publication: Publication) -> Envelope:
     """A publication as every subscriber gets it."""
     # Another channel's key is another key.
     key = f"{channel}\x1f{publication.key}" if publication.key else ""
-    return Envelope(protocol.push(channel, publication), key)
+    return Envelope(protocol.push(channel, publication), key, publication.note)
 
 
 PING = Envelope(protocol.PING)
@@ -155,6 +156,9 @@ class Client:
         """A publication, without waiting."""
         if self._has_room():
             self._transport.send_envelope(envelope)
+            if envelope.note:
+                note, envelope.note = envelope.note, ""
+                self._services.streams.shown.written(note)
 
     def _write(self, data: bytes) -> None:
         if self._has_room():
@@ -230,6 +234,8 @@ class Client:
                 self._write(data)
             case protocol.Connect():
                 await self._connect(effect)
+                # What else is in the frame may take its time.
+                self._transport.joined()
             case protocol.Send(data):
                 await self._send(data, limited=left < 0)
             case _ if left < 0:
@@ -334,6 +340,8 @@ class Client:
 
     def _go_live(self, joined: Sequence[tuple[Subscription, Recovered]]) -> None:
         for subscription, _ in joined:
+            if (before := self._subscriptions.get(subscription.channel)) is not None:
+                subscription.take_over(before)
             self._leave(subscription.channel)
             self._subscriptions[subscription.channel] = subscription
         for subscription, _ in joined:
@@ -342,18 +350,25 @@ class Client:
     async def _subscribe(self, subscribe: protocol.Subscribe) -> None:
         number, channel, since = subscribe.id, subscribe.channel, subscribe.since
         identity = self._identity
-        if not allowed(identity, channel, "subscribe"):
-            self._refuse(number, PERMISSION_DENIED)
+        if (refusal := self._refusal(channel, "subscribe")) is not None:
+            self._refuse(number, refusal)
             return
         if channel not in self._subscriptions and channel not in identity.channels:
             public = sum(other not in identity.channels for other in self._subscriptions)
             if public >= self._services.settings.subscriptions:
                 self._refuse(number, LIMIT_EXCEEDED)
                 return
+        before = self._subscriptions.get(channel)
+        had = 0 if before is None else before.offset
         joined = await self._join(self._accepted, [(channel, since)])
         if joined is None:
             return
         [(subscription, found)] = joined
+        if before is not None:
+            # It went on meanwhile: what it brought since the client asked, this one brings no more.
+            given = range(had + 1, before.offset + 1)
+            rest = [publication for publication in found.publications if publication.offset not in given]
+            found = found._replace(publications=rest)
         if subscribe.strict and since is not None and not found.recovered:
             self._services.hub.leave(subscription)
             self._refuse(number, UNRECOVERABLE)
@@ -361,6 +376,13 @@ class Client:
         # A server-side subscription of the channel ends here: the SDK gives its publications to this one now.
         self._write(protocol.subscribed(number, since is not None, found))
         self._go_live(joined)
+
+    def _refusal(self, channel: str, action: Literal["subscribe", "history"]) -> ErrorCode | None:
+        """Why the client may not listen to a channel, if it may not."""
+        if not allowed(self._identity, channel, action):
+            return PERMISSION_DENIED
+        own = channel in self._identity.channels
+        return None if own or self._services.backend.exists(channel) else UNKNOWN_CHANNEL
 
     async def _publish(self, publish: protocol.Publish) -> None:
         number = publish.id
@@ -378,8 +400,8 @@ class Client:
 
     async def _history(self, history: protocol.History) -> None:
         number, channel, limit, since, reverse = history
-        if not allowed(self._identity, channel, "history"):
-            self._refuse(number, PERMISSION_DENIED)
+        if (refusal := self._refusal(channel, "history")) is not None:
+            self._refuse(number, refusal)
             return
         try:
             publications, top = await self._services.streams.history(channel, limit, since, reverse)

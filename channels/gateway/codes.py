@@ -29,6 +29,7 @@ class Disconnect(NamedTuple):
 
 
 INTERNAL = ErrorCode(100, "internal server error", temporary=True)
+UNKNOWN_CHANNEL = ErrorCode(102, "unknown channel")
 PERMISSION_DENIED = ErrorCode(103, "permission denied")
 METHOD_NOT_FOUND = ErrorCode(104, "method not found")
 LIMIT_EXCEEDED = ErrorCode(106, "limit exceeded")
@@ -56,6 +57,7 @@ SERVER_UNSUBSCRIBED = Disconnect(2000, "server unsubscribe")
 
 ERRORS = (
     INTERNAL,
+    UNKNOWN_CHANNEL,
     PERMISSION_DENIED,
     METHOD_NOT_FOUND,
     LIMIT_EXCEEDED,

@@ -122,17 +122,44 @@ NOT_JSON = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 
 class Stream:
-    """A `Transport` over a response. Adds to the reply to `connect` where the client's POSTs have to go."""
+    """A `Transport` over a response. Adds to the reply to `connect` where the client's POSTs have to go.
 
-    __slots__ = ("_body", "_connected", "_kind", "_node", "_positions", "_session")
+    Between `pause` and `resume` publications wait here; one with a key replaces an earlier one of the same key.
+    """
 
-    def __init__(self, body: Body, kind: Kind, session: str, node: str) -> None:
+    __slots__ = (
+        "_body",
+        "_connected",
+        "_held",
+        "_held_bytes",
+        "_joined",
+        "_kind",
+        "_node",
+        "_positions",
+        "_session",
+    )
+
+    def __init__(self, body: Body, kind: Kind, session: str, node: str, joined: Callable[[], None]) -> None:
         self._body = body
         self._kind = kind
         self._session = session
         self._node = node
         self._connected = False
         self._positions: dict[str, Position] = {}
+        self._joined: Callable[[], None] | None = joined
+        # By key, or by number; None while the body has room.
+        self._held: dict[str | int, Envelope] | None = None
+        self._held_bytes = 0
+
+    def pause(self) -> None:
+        """The client is slow."""
+        self._held = {}
+
+    def resume(self) -> None:
+        """What the body had to write is nearly written."""
+        held, self._held, self._held_bytes = self._held, None, 0
+        for envelope in (held or {}).values():
+            self.send_envelope(envelope)
 
     @property
     def is_open(self) -> bool:
@@ -140,7 +167,12 @@ class Stream:
 
     @property
     def backlog(self) -> int:
-        return self._body.backlog
+        return self._body.backlog + self._held_bytes
+
+    def joined(self) -> None:
+        joined, self._joined = self._joined, None
+        if joined is not None:
+            joined()
 
     def send(self, json: bytes) -> None:
         if not self._connected:
@@ -148,14 +180,27 @@ class Stream:
         self.send_envelope(Envelope(json))
 
     def send_envelope(self, envelope: Envelope) -> None:
+        if self._held is None:
+            self._write(envelope)
+            return
+        # No two that don't replace each other may have the same key: their number only ever grows.
+        key = envelope.key or len(self._held)
+        replaced = self._held.pop(key, None)
+        self._held[key] = envelope
+        self._held_bytes += len(envelope.json) - (len(replaced.json) if replaced is not None else 0)
+
+    def _write(self, envelope: Envelope) -> None:
         if self._kind is Kind.LINES:
             self._body.write(envelope.json + b"\n")
         else:
             self._body.write(self._event_id(envelope.json) + envelope.event)
 
     def close(self, disconnect: Disconnect) -> None:
+        held, self._held, self._held_bytes = self._held, None, 0
+        for envelope in (held or {}).values():
+            self._write(envelope)
         # A WebSocket says this in its close frame.
-        self.send_envelope(Envelope(protocol.disconnected(disconnect)))
+        self._write(Envelope(protocol.disconnected(disconnect)))
         self._body.end()
 
     def abort(self) -> None:
@@ -222,12 +267,12 @@ def resume(command: str, positions: dict[str, Position]) -> str:
 class Emulated:
     """One client, and the commands that it posted. A task lives only while some wait."""
 
-    def __init__(self, secret: str, client: Client, body: Body, max_bytes: int, joined: Callable[[], None]) -> None:
+    def __init__(self, secret: str, client: Client, stream: Stream, body: Body, max_bytes: int) -> None:
         self.secret = secret
         self.client = client
+        self.stream = stream
         self._body = body
         self._max_bytes = max_bytes
-        self._joined: Callable[[], None] | None = joined
         self._waiting: deque[str] = deque()
         self._bytes = 0
         self._task: asyncio.Task[None] | None = None
@@ -254,18 +299,13 @@ class Emulated:
                 commands = self._waiting.popleft()
                 self._bytes -= len(commands)
                 await self.client.take(commands)
-                self._say_joined()
+                self.stream.joined()
         except Exception:
             log.exception("a client's command failed")
             self._body.abort()
         finally:
             self._task = None
-            self._say_joined()
-
-    def _say_joined(self) -> None:
-        joined, self._joined = self._joined, None
-        if joined is not None:
-            joined()
+            self.stream.joined()
 
 
 class Sessions:
@@ -283,12 +323,13 @@ class Sessions:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, body: Body, kind: Kind, commands: str, joined: Callable[[], None]) -> Emulated:
-        """A client whose first commands these are; `close` it when the response has ended. `joined` is called once they
-        have been carried out.
+        """A client whose first commands these are; `close` it when the response has ended. `joined` is called once the
+        `connect` has been carried out.
         """
         secret = secrets.token_urlsafe(16)
-        client = Client(Stream(body, kind, secret, self._node), self._services)
-        emulated = Emulated(secret, client, body, self._services.settings.backlog_bytes, joined)
+        stream = Stream(body, kind, secret, self._node, joined)
+        client = Client(stream, self._services)
+        emulated = Emulated(secret, client, stream, body, self._services.settings.backlog_bytes)
         self._by_secret[secret] = emulated
         self._clients.enter(client)
         emulated.take(commands, self._tasks)

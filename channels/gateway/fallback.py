@@ -38,6 +38,8 @@ KEEP_ALIVE_S = 60.0
 MAX_HEAD_BYTES = 16 * 1024
 #: Answers that may wait for a client that only asks.
 MAX_UNREAD_BYTES = 64 * 1024
+#: When to try again, as an HTTP header says it; SDKs have times of their own.
+RETRY_AFTER_S = 5
 #: After how long an EventSource connects again, by chance between these. SDKs have times of their own.
 RETRY_MS = (500, 5_000)
 
@@ -66,6 +68,8 @@ class Fallback:
         self.draining = False
         #: Takes a connection back on which a request for a WebSocket follows others, as proxies do that keep some open.
         self.take_back: Callable[[asyncio.Transport, bytes], None] = _refuse_websocket
+        #: Whether the node has more connections than it may have.
+        self.is_full: Callable[[], bool] = lambda: False
         self.open: set[HttpConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -75,6 +79,11 @@ class Fallback:
         transport.set_protocol(connection)
         connection.connection_made(transport)
         connection.data_received(first)
+
+    @property
+    def turned_away_because(self) -> str:
+        """Why the turnstile lets somebody not in, as the metric says it."""
+        return "stopping" if self.draining else "newcomers"
 
     async def stop(self) -> None:
         """Close what is still open. Clients should have left before."""
@@ -141,9 +150,15 @@ class HttpConnection(asyncio.Protocol):
         self._turn()
 
     def pause_writing(self) -> None:
-        # A stream's backlog is its client's to bound.
-        if self._emulated is None and self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+        if self._emulated is not None:
+            # Its backlog is its client's to bound.
+            self._emulated.stream.pause()
+        elif self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             self._transport.abort()
+
+    def resume_writing(self) -> None:
+        if self._emulated is not None:
+            self._emulated.stream.resume()
 
     def due(self, _now_s: float) -> None:
         """The wheel's turn: a request has not come in time."""
@@ -242,7 +257,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _route(self, request: Request) -> None:
         if self._site.draining and request.path != POST_PATH:
-            self._answer(503, "This node goes away; another one answers.")
+            self._turn_down(503, "stopping", "This node goes away; another one answers.")
         elif request.path == HEALTH_PATH:
             self._answer(200, "ok")
         elif request.path == POST_PATH:
@@ -283,11 +298,14 @@ class HttpConnection(asyncio.Protocol):
         except UnicodeDecodeError:
             self._answer(400, "The commands are not UTF-8.")
             return
+        if self._site.is_full():
+            self._turn_down(503, "full", "This node has as many connections as it may have.", close=True)
+            return
         if self._address is None:
             peer = str((self._transport.get_extra_info("peername") or ("",))[0])
             address = self._site.addresses.origin(peer, self._header("x-forwarded-for"))
             if not self._site.addresses.enter(address):
-                self._answer(429, "There are too many connections from this address.")
+                self._turn_down(429, "address", "There are too many connections from this address.")
                 return
             self._address = address
         self._site.services.wheel.remove(self)
@@ -297,7 +315,7 @@ class HttpConnection(asyncio.Protocol):
     def turn_away(self) -> None:
         """There are too many newcomers."""
         self._newcomer = None
-        self._refuse(503, "There are too many newcomers.")
+        self._turn_down(503, self._site.turned_away_because, "There are too many newcomers.", close=True)
 
     def admit(self) -> None:
         """Begin the response that does not end."""
@@ -315,6 +333,8 @@ class HttpConnection(asyncio.Protocol):
             # Some proxies hold headers back until the body begins; and a browser's EventSource would come back after
             # the same time for all.
             self._send(h11.Data(data=b"retry: %d\n\n" % random.randint(*RETRY_MS)))  # noqa: S311  # no secret
+        conflate_bytes = self._site.services.settings.conflate_bytes
+        self._transport.set_write_buffer_limits(conflate_bytes, conflate_bytes // 4)
         self._site.turnstile.join()
         self._emulated = self._site.sessions.open(self, kind, commands, self._site.turnstile.joined)
 
@@ -344,14 +364,15 @@ class HttpConnection(asyncio.Protocol):
         self._waits_for_node = False
         if not self._transport.is_closing():
             self._transport.resume_reading()
-            self._answer(status, text)
+            if status in (429, 503):
+                self._turn_down(status, "post", text)
+            else:
+                self._answer(status, text)
             self._turn()
 
     # Answers.
 
     def _answer(self, status: int, text: str, more: Sequence[tuple[str, str]] = ()) -> None:
-        if status in (429, 503):
-            REFUSED.labels(str(status)).inc()
         headers = [*self._common(), *more]
         body = f"{text}\n".encode() if text else b""
         if status != 204:
@@ -367,6 +388,12 @@ class HttpConnection(asyncio.Protocol):
             self._limit(KEEP_ALIVE_S)
         else:
             self._transport.close()
+
+    def _turn_down(self, status: int, reason: str, text: str, *, close: bool = False) -> None:
+        """Answer who may try again, here or elsewhere."""
+        REFUSED.labels(str(status), reason).inc()
+        more = [("Connection", "close")] if close else []
+        self._answer(status, text, [("Retry-After", str(RETRY_AFTER_S)), *more])
 
     def _refuse(self, status: int, text: str) -> None:
         """Answer what can't be read to its end, and close."""

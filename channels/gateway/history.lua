@@ -2,7 +2,7 @@
 -- KEYS: stream, meta, gone
 -- ARGV: a fresh epoch, history ttl (s), limit (-1 for all), 1 for newest first, 1 if there is a position, its epoch, its
 --       offset
--- Returns {epoch, top offset, 1 if what lies next to the position is all there, {offset, data, key, offset ...}}.
+-- Returns {epoch, top offset, 1 if what lies next to the position is all there, {offset, data, key, note, offset ...}}.
 local stream, meta, gone = unpack(KEYS)
 local epoch, top = unpack(redis.call('HMGET', meta, 'epoch', 'offset'))
 if not epoch then

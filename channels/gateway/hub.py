@@ -20,6 +20,7 @@ from typing import Protocol
 
 from channels.gateway.bus import Bus
 from channels.gateway.publications import Position, Publication, Recovered, Revoked
+from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams, Listening, keeps_presence
 from channels.gateway.transport import Envelope
 from nearcast.errors import Unavailable
@@ -27,8 +28,7 @@ from nearcast.metrics import TASK_FAILURES
 
 log = logging.getLogger("nearcast.channels.gateway")
 
-#: How often a node renews its signs of life and checks every feed against the stream, and in how many parts.
-CHECK_EVERY_S = 30.0
+#: In how many parts a node checks its feeds against the streams.
 CHECK_PARTS = 30
 #: How many channels go into one round trip: of those that join, and of those that need a look.
 BATCH = 64
@@ -68,9 +68,18 @@ class Subscription:
         self._held: list[tuple[int, Envelope]] | None = []
         self._lost = False
 
+    @property
+    def offset(self) -> int:
+        """The last publication that the listener was given."""
+        return self._offset
+
     def start_at(self, position: Position) -> None:
         """The listener has, or is about to get, everything up to `position`."""
         self._offset = position.offset
+
+    def take_over(self, other: "Subscription") -> None:
+        """Leave out what the listener was given by another subscription of the channel, which ends."""
+        self._offset = max(self._offset, other.offset)
 
     def go_live(self) -> None:
         """Deliver what was held back, and everything from now on."""
@@ -172,7 +181,7 @@ class Hub:
         encode: Callable[[str, Publication], Envelope],
         control: Callable[[bytes], None] = lambda _: None,
         *,
-        check_every_s: float = CHECK_EVERY_S,
+        check_every_s: float = GatewaySettings.check_every_s,
     ) -> None:
         self._streams = streams
         self._encode = encode

@@ -4,7 +4,7 @@
 -- ARGV: node, now (ms), dead before (ms), a fresh epoch, history ttl (s), nodes ttl (s), the epoch and offset the node
 --       has delivered up to ('' and 0 if none), the reader's epoch ('' for a new reader) and offset, then client and
 --       user of each subscriber to be seen
--- Returns {epoch, top offset, 1 if recovered, {offset, data, key, offset ...}}.
+-- Returns {epoch, top offset, 1 if recovered, {offset, data, key, note, offset ...}}.
 local stream, meta, gone, nodes, presence = unpack(KEYS)
 local epoch, top = unpack(redis.call('HMGET', meta, 'epoch', 'offset'))
 -- A top below what was already delivered means that the store lost acknowledged writes: the offsets after it will be

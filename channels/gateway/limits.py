@@ -1,6 +1,19 @@
-"""How much one client may ask for."""
+"""How much one client may ask for, and how many connections a node can have."""
+
+import resource
 
 from nearcast.clock import Clock
+
+
+def affordable_connections() -> int:
+    """As many as the limit of open files leaves, with room for all else that the process has open; 0: any number."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 0 if limit == resource.RLIM_INFINITY else max(limit * 9 // 10 - 100, limit // 2)
+
+
+def cut_off_above(connections: int) -> int:
+    """Above how many of them those that come are not even answered; in between they are refused."""
+    return connections + connections // 20 + 16
 
 
 class TokenBucket:

@@ -15,12 +15,14 @@ class Position(NamedTuple):
 class Publication(NamedTuple):
     """One message of a channel; `data` is JSON without line feeds.
 
-    A later publication with the same `key` replaces this one for those who have not got it yet; "" for none.
+    A later publication with the same `key` replaces this one for those who have not got it yet; "" for none. `note` is
+    for the nodes, and not told to clients (`channels.trace.note_of`).
     """
 
     offset: int
     data: bytes
     key: str = ""
+    note: str = ""
 
 
 class Recovered(NamedTuple):

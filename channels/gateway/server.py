@@ -42,7 +42,7 @@ class Gateway:
         self._settings = settings
         self._wheel = Wheel(clock, settings.tick_s)
         self._users = Users(settings.connections_per_user)
-        self._hub = Hub(streams, envelope_of, self._control)
+        self._hub = Hub(streams, envelope_of, self._control, check_every_s=settings.check_every_s)
         services = Services(settings, tokens, self._hub, streams, self._users, backend, self._wheel, clock)
         self._clients = Clients()
         self._turnstile = Turnstile(

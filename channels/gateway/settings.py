@@ -32,6 +32,8 @@ class GatewaySettings:
     #: Of one socket, in the kernel (Linux counts about double for its own needs); by itself it grows to megabytes.
     send_buffer_bytes: int = 64 * 1024
     max_frame_bytes: int = 64 * 1024
+    #: Connections of this node in all, of whatever kind; 0: any number.
+    connections: int = 0
     #: Connections from one address (of IPv6: one /64); a shop's whole Wi-Fi may be one. 0: any number.
     connections_per_address: int = 1_000
     #: Connections of one user to one node; the oldest goes when another one comes. 0: any number.
@@ -54,5 +56,7 @@ class GatewaySettings:
     commands_over_limit: int = 64
     #: Public channels of one client, beside those of its token.
     subscriptions: int = 32
+    #: How often a node renews its signs of life, and checks every channel against its stream.
+    check_every_s: float = 30.0
     #: The resolution of timeouts.
     tick_s: float = 0.1

@@ -23,9 +23,11 @@ from redis.exceptions import NoScriptError, RedisError
 
 from channels.gateway.protocol import single_line
 from channels.gateway.publications import Position, Publication, Recovered, Unrecoverable
+from channels.trace import Shown
 from nearcast import keys
 from nearcast.clock import Clock
-from nearcast.errors import InputError, Unavailable
+from nearcast.errors import InputError, Recalled, Unavailable
+from nearcast.messages import WithdrawReason
 
 DAY_S = 86_400
 #: A node without a sign of life for this long no longer counts as listening.
@@ -34,6 +36,8 @@ NODE_DEAD_AFTER_MS = 90_000
 MAX_CONCURRENT = 32
 #: How long a logout is remembered. Tokens that live longer than this would be good again afterwards.
 REVOKED_FOR_S = 30 * DAY_S
+#: The reason for a withdrawal after which the same is not published again.
+RECALLED: WithdrawReason = "recalled"
 #: Stands for a position where there is none.
 NOWHERE = Position("", 0)
 
@@ -58,7 +62,8 @@ class Listening(NamedTuple):
 class ChannelStreams:
     """Publish to channels, read them, and say which this node listens to.
 
-    `node` names this process to others like it, `alias` to clients: it says nothing of the host.
+    `node` names this process to others like it, `alias` to clients: it says nothing of the host. `shown` is what this
+    node has written to its clients.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class ChannelStreams:
         self.node = node
         self.alias = secrets.token_hex(8)
         self.history_size = history_size
+        self.shown = Shown(clock)
         self._clock = clock
         self._history_ttl_s = history_ttl_s
         self._publish, self._withdraw, self._history, self._join, self._presence = (
@@ -75,7 +81,7 @@ class ChannelStreams:
             for name in ("publish.lua", "withdraw.lua", "history.lua", "join.lua", "presence.lua")
         )
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
-        self._unsent: deque[tuple[list[_Part], asyncio.Future[tuple[bytes, bytes] | None]]] = deque()
+        self._unsent: deque[tuple[list[_Part], asyncio.Future[list[bytes] | None]]] = deque()
         self._sending: asyncio.Task[None] | None = None
 
     async def publish(self, channel: str, data: bytes, key: str = "") -> Position:
@@ -88,15 +94,17 @@ class ChannelStreams:
             raise InputError("bad_key", "a key is printable text", "key")
         return cast("Position", await self._append(channel, data, key, []))
 
-    async def publish_once(self, channel: str, once: str, data: bytes) -> Position:
+    async def publish_once(self, channel: str, once: str, data: bytes, note: str = "") -> Position:
         """Like `publish`, once per `once`: repeated within the history's time it tells the nodes again, appends
-        nothing, and returns the first position.
-        """
-        return cast("Position", await self._append(channel, data, "", [keys.channel_once(channel, once)]))
+        nothing, and returns the first position. `note` is a `Publication`'s.
 
-    async def publish_if_heard(self, channel: str, once: str, data: bytes) -> bool:
+        Raises `Recalled` if it has been withdrawn as that.
+        """
+        return cast("Position", await self._append(channel, data, "", _once_keys(channel, once), note))
+
+    async def publish_if_heard(self, channel: str, once: str, data: bytes, note: str = "") -> bool:
         """`publish_once`, but only if the channel is `connected`; whether it was, or was published already."""
-        return await self._append(channel, data, "", [keys.channel_once(channel, once)], heard=True) is not None
+        return await self._append(channel, data, "", _once_keys(channel, once), note, heard=True) is not None
 
     async def withdraw(self, channel: str, once: str, data: bytes, reason: str = "") -> bool:
         """Take back what `publish_once` published under `once`, and publish `data` to those who have it already.
@@ -105,11 +113,11 @@ class ChannelStreams:
         besides: some may be left who have the message still. False if nothing was published within the history's time:
         nothing happens then.
         """
-        names = [*_history_keys(channel), keys.channel_nodes(channel)]
-        names += [keys.channel_once(channel, once), keys.channel_withdrawn(channel, once, reason)]
-        args: list[_Part] = [channel, single_line(data), *self._kept()]
-        async with self._store():
-            return bool(await self._withdraw(keys=names, args=args))
+        return await self._take_back(channel, once, data, reason, before_too=False)
+
+    async def recall(self, channel: str, once: str, data: bytes) -> None:
+        """`withdraw` as recalled; what was not published under `once` yet will not be: `publish_once` refuses it."""
+        await self._take_back(channel, once, data, RECALLED, before_too=True)
 
     async def published(self, channel: str, once: str) -> bool:
         """True if `publish_once` did publish under this key, within the history's time."""
@@ -196,17 +204,19 @@ class ChannelStreams:
         return command
 
     async def _append(
-        self, channel: str, data: bytes, key: str, once: list[str], *, heard: bool = False
+        self, channel: str, data: bytes, key: str, once: list[str], note: str = "", *, heard: bool = False
     ) -> Position | None:
         names = [*_history_keys(channel), keys.channel_nodes(channel), *once]
         command: list[_Part] = ["EVALSHA", self._publish.sha, len(names), *names]
-        command += [channel, single_line(data), key, *self._kept(), int(heard)]
-        sent: asyncio.Future[tuple[bytes, bytes] | None] = asyncio.get_running_loop().create_future()
+        command += [channel, single_line(data), key, *self._kept(), int(heard), note]
+        sent: asyncio.Future[list[bytes] | None] = asyncio.get_running_loop().create_future()
         self._unsent.append((command, sent))
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send(), name="gateway-publish")
         found = await sent
-        return found and _position(*found)
+        if found == []:
+            raise Recalled(RECALLED)
+        return None if found is None else _position(*found)
 
     async def _send(self) -> None:
         """Send what is unsent, one round trip after the other: what is published meanwhile goes with the next one."""
@@ -223,7 +233,7 @@ class ChannelStreams:
                 if isinstance(reply, Exception):
                     sent.set_exception(_unavailable(reply))
                 else:
-                    sent.set_result(cast("tuple[bytes, bytes] | None", reply))
+                    sent.set_result(cast("list[bytes] | None", reply))
         self._sending = None
 
     async def _each(self, commands: Sequence[Sequence[_Part]], script: AsyncScript) -> list[object]:
@@ -248,6 +258,13 @@ class ChannelStreams:
             _new_epoch(),
             keys.node_bus(""),
         ]
+
+    async def _take_back(self, channel: str, once: str, data: bytes, reason: str, *, before_too: bool) -> bool:
+        names = [*_history_keys(channel), keys.channel_nodes(channel)]
+        names += [keys.channel_once(channel, once), keys.channel_withdrawn(channel, once, reason)]
+        args: list[_Part] = [channel, single_line(data), *self._kept(), int(before_too)]
+        async with self._store():
+            return bool(await self._withdraw(keys=names, args=args))
 
     async def _look(self, channel: str, limit: int, since: Position | None, reverse: bool) -> Recovered:
         args: list[_Part] = [_new_epoch(), self._history_ttl_s, limit, int(reverse), int(since is not None)]
@@ -305,6 +322,10 @@ def _new_epoch() -> str:
     return secrets.token_hex(4)
 
 
+def _once_keys(channel: str, once: str) -> list[str]:
+    return [keys.channel_once(channel, once), keys.channel_withdrawn(channel, once, RECALLED)]
+
+
 def _history_keys(channel: str) -> list[str]:
     return [keys.channel_stream(channel), keys.channel_meta(channel), keys.channel_gone(channel)]
 
@@ -321,6 +342,7 @@ def _position(epoch: bytes, offset: bytes) -> Position:
 def _recovered(reply: object) -> Recovered:
     epoch, top, recovered, flat = cast("tuple[bytes, bytes, int, list[bytes]]", reply)
     publications = [
-        Publication(int(flat[place]), flat[place + 1], flat[place + 2].decode()) for place in range(0, len(flat), 3)
+        Publication(int(flat[place]), flat[place + 1], flat[place + 2].decode(), flat[place + 3].decode())
+        for place in range(0, len(flat), 4)
     ]
     return Recovered(publications, bool(recovered), _position(epoch, top))

@@ -18,13 +18,17 @@ _NOTHING_LINGERS = struct.pack("ii", 1, 0)
 
 
 class Envelope:
-    """One message for many clients. For a client with a backlog, one with the same `key` replaces it."""
+    """One message for many clients. For a client with a backlog, one with the same `key` replaces it.
 
-    __slots__ = ("_event", "_websocket", "json", "key")
+    `note` is a publication's, until a client has been given it.
+    """
 
-    def __init__(self, json: bytes, key: str = "") -> None:
+    __slots__ = ("_event", "_websocket", "json", "key", "note")
+
+    def __init__(self, json: bytes, key: str = "", note: str = "") -> None:
         self.json = json
         self.key = key
+        self.note = note
         self._websocket: bytes | None = None
         self._event: bytes | None = None
 
@@ -54,6 +58,10 @@ class Transport(Protocol):
     @property
     def backlog(self) -> int:
         """Bytes that the client has not taken yet."""
+        ...
+
+    def joined(self) -> None:
+        """The client's `connect` has been carried out, whatever came of it: another newcomer may come in."""
         ...
 
     def send(self, json: bytes) -> None:

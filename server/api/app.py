@@ -15,7 +15,9 @@ from server.api import (
     description,
     events,
     footfall,
+    models,
     operations,
+    predictions,
     problems,
     reader_pages,
     tills,
@@ -40,8 +42,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.buckets = Buckets(services.limits.rate, services.clock)
     routed = (
-        events, catalogue, customers, channels, tills, trips, callbacks, reader_pages, footfall, operations,
-        description,
+        events, catalogue, predictions, customers, channels, tills, trips, callbacks, reader_pages, footfall, models,
+        operations, description,
     )  # fmt: skip
     for module in routed:
         app.include_router(module.router)
@@ -51,5 +53,6 @@ def create_app(services: Services) -> FastAPI:
     problems.install(app)
     app.state.openapi = description.describe(app)
     big = dict.fromkeys(("/v1/catalogue", "/v1/fences", "/v1/demo/scene"), services.limits.catalogue_bytes)
+    big["/v1/models"] = models.UPLOAD_BYTES
     app.add_middleware(Boundary, clock=services.clock, limit=MAX_BODY_BYTES, limits=big)
     return app

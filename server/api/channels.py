@@ -35,7 +35,7 @@ class NewPublication(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 async def publish(channel: str, request: Request, services: Behind) -> Response:
     """Publish to `store:<id>` or `zone:<id>`: everybody who listens gets `data`. Answers with its place there.
 
-    Nobody checks that there is such a store or zone.
+    Nobody checks that there is such a store or zone, but devices can listen only to those that there are.
     """
     # Personal and staff channels carry what was decided and re-checked, and nothing else.
     if not public(channel):

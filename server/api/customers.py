@@ -1,4 +1,4 @@
-"""One customer over HTTP: read, consent, decisions, recalling a message, logout, erase, and how far erasing got.
+"""One customer over HTTP: read, consent, decisions, messages, logout, erase, and how far erasing got.
 
 A customer's id may hold a slash, so these paths take the rest of the path as the id.
 """
@@ -48,8 +48,9 @@ async def put_consent(customer: str, request: Request, services: Behind) -> Resp
 async def get_decisions(customer: str, services: Behind, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Response:
     """The newest decisions about a customer, newest first: the moment, and every candidate with its gate and scores.
 
-    A candidate's `stopped_by` names the gate that stopped it, or says `outranked`; the winner has none. `propensity`
-    and `expected_cents` are there for those that got as far as the model. The newest 100 of the last 30 days are kept.
+    A candidate's `stopped_by` names the gate that stopped it, or says why it was not chosen all the same (`outranked`,
+    `not_worth_it`, `holdout`, `explored`); the winner has none. For those that got as far as the model there are its
+    inputs and answer, value, cost, and how likely each was to be chosen. The newest 100 of the last 30 days are kept.
     """
     return answer({"decisions": await services.decisions(_id(customer), limit)})
 
@@ -71,6 +72,16 @@ async def get_why_not(
     wanted = PromotionId(checked_id(promotion, "query.promotion"))
     at = StoreId(checked_id(store, "query.store")) if store is not None else None
     return answer(await services.why_not(_id(customer), wanted, at))
+
+
+@router.get("/v1/customers/{customer:path}/messages/{message}", dependencies=[Depends(Allow("admin"))])
+async def get_delivery(customer: str, message: str, services: Behind) -> Response:
+    """What became of a message: `status` by its receipts, `state` as far as the dispatcher got, and its trace.
+
+    The trace begins when the event `arrived` in the log. Each entry after that is the end of a stage: `log`, `decide`,
+    `queue` and `dispatch`, and of messages to devices `socket` and `ack`, once one has acknowledged it.
+    """
+    return answer(await services.delivery(_id(customer), MessageId(checked_id(message, "path.message"))))
 
 
 @router.get("/v1/customers/{customer:path}", dependencies=[Depends(Allow("admin"))])

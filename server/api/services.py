@@ -21,7 +21,10 @@ from offers.worldfile import WorldFile
 from server.api.keyring import KeyRing, RateLimit
 from server.api.links import LinkSigner
 from server.coupons import Coupon, Decided
+from server.deliveries import Report
 from server.footfall import Asked, History, Live
+from server.model_registry import ModelRegistry
+from server.predictions import Predictions
 
 WorldKind = Literal["store", "fence", "product", "promotion"]
 TokenRole = Literal["customer", "staff", "demo"]
@@ -50,6 +53,9 @@ class Services(Decided, Protocol):
 
     @property
     def limits(self) -> Limits: ...
+
+    @property
+    def models(self) -> ModelRegistry: ...
 
     @property
     def public_url(self) -> str:
@@ -112,6 +118,10 @@ class Services(Decided, Protocol):
         """What keeps a promotion from a customer, at a store if one is named. Raises `NotFound` for each of them."""
         ...
 
+    async def predictions(self, customer: CustomerId, store: StoreId | None, top: int) -> Predictions:
+        """What the customer will likely buy next, with things of it that the store has. Raises `NotFound` for each."""
+        ...
+
     async def footfall(self, store: StoreId, *, products: bool) -> Live:
         """How many people are in the store's fences; in those of displays only if asked. Raises `NotFound`."""
         ...
@@ -122,6 +132,10 @@ class Services(Decided, Protocol):
 
     async def pickups(self, store: StoreId) -> list[tuple[CustomerId, Trip]]:
         """Who is on the way to a store to pick an order up, or there. Raises `NotFound`."""
+        ...
+
+    async def delivery(self, customer: CustomerId, message: MessageId) -> Report:
+        """What became of a message, and when it passed each stage of its way. Raises `NotFound`."""
         ...
 
     async def recall(self, customer: CustomerId, message: MessageId) -> None:

@@ -30,6 +30,8 @@ class KafkaHistory:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
+            # A fetch holds those that come after it up; at the end of a partition it would wait for half a second.
+            fetch_max_wait_ms=20,
         )
 
     async def start(self) -> None:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import msgspec
 from redis.asyncio import Redis
 
+from models.registry import FixedModels
 from models.scorer import Scorer
 from nearcast import keys, topics
 from nearcast.clock import ManualClock
@@ -104,6 +105,8 @@ class Made(NamedTuple):
     promotion: PromotionId | None
     sku: Sku | None
     reason: Reason | None
+    #: What it was expected to bring, in cents.
+    expected_cents: float = 0.0
 
 
 #: What a decision was about, and the promotion that won.
@@ -133,7 +136,9 @@ def key_of(decision: Decision) -> Key:
 
 
 def made_of(decision: Decision) -> Made:
-    return Made(decision.id, decision.outcome, decision.promotion, decision.sku, decision.reason)
+    return Made(
+        decision.id, decision.outcome, decision.promotion, decision.sku, decision.reason, decision.expected_cents
+    )
 
 
 async def play(
@@ -173,7 +178,7 @@ async def _playing(
         consumer=_NoConsumer(setup.partitions),
         state=state,
         world=worlds,
-        scorer=setup.scorer,
+        models=FixedModels(setup.scorer),
         rules=setup.rules,
         policy=setup.policy,
         clock=clock,

@@ -4,6 +4,7 @@ Depends on nothing but the runs: the same recording and rules give the same byte
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: dict[str, int]
     #: Empty for the live decisions, which may have been made with several.
     rules_version: str = ""
+    #: What the model expects of the decisions in all: probability x value - cost.
+    expected_cents: float = 0.0
     receipts_kept: int = 0
     receipts_dropped: int = 0
     dead_letters: dict[str, int] = {}
@@ -86,6 +89,7 @@ def side_of(name: str, run: Run) -> Side:
         decisions=len(run.decisions),
         outcomes=_outcomes(run.decisions.values()),
         rules_version=run.rules_version,
+        expected_cents=_expected(run.decisions.values()),
         receipts_kept=run.receipts["kept"],
         receipts_dropped=run.receipts["dropped"],
         dead_letters=dict(sorted(run.dead_letters.items())),
@@ -99,6 +103,7 @@ def side_of_live(recorded: Recorded, decisions: Mapping[Key, Made]) -> Side:
         decisions=len(decisions),
         outcomes=_outcomes(decisions.values()),
         rules_version=versions[0] if len(versions) == 1 else "",
+        expected_cents=_expected(decisions.values()),
     )
 
 
@@ -167,6 +172,7 @@ def _text(report: Report) -> Iterator[str]:
     outcomes = sorted({outcome for side in sides for outcome in side.outcomes})
     rows = [["", *(side.name for side in sides)], ["decisions", *(str(side.decisions) for side in sides)]]
     rows += [[f"  {outcome}", *(str(side.outcomes.get(outcome, 0)) for side in sides)] for outcome in outcomes]
+    rows.append(["  expected, cents", *(f"{side.expected_cents:.2f}" for side in sides)])
     rows.append(["rules version", *(side.rules_version or "several" for side in sides)])
     if any(side.receipts_kept or side.receipts_dropped for side in sides):
         rows.append(["receipts used", *(str(side.receipts_kept) for side in sides)])
@@ -217,6 +223,10 @@ def _table(rows: list[list[str]]) -> Iterator[str]:
 
 def _outcomes(decisions: Iterable[Made]) -> dict[str, int]:
     return dict(sorted(Counter(made.outcome for made in decisions).items()))
+
+
+def _expected(decisions: Iterable[Made]) -> float:
+    return round(math.fsum(made.expected_cents for made in decisions), 6)
 
 
 def _promotions(before: Iterable[Made], after: Iterable[Made]) -> Iterator[OfPromotion]:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from channels.contract import Outgoing, Prepared
 from channels.dispatcher import Delivery, Pending
@@ -57,7 +58,7 @@ def outgoing(message: Message | None = None, **changes: str) -> Outgoing:
         store=message.store,
         store_name="Main Street",
     )
-    values = {
+    values: dict[str, Any] = {
         "link": f"https://shop.example/m/{message.id}",
         "unsubscribe_link": f"https://shop.example/unsubscribe/{message.id}?token=" + "x" * 120,
         "name": "Anna",

@@ -7,18 +7,21 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
 from channels.breaker import Breaker
 from channels.contract import Channel, Outgoing
 from channels.delivery import STEPS, Delivery
 from channels.dispatcher import Dispatcher, DispatcherSettings
+from channels.gateway.streams import ChannelStreams, Listening
 from channels.mail import MailChannel, MailSettings
+from channels.push import PushChannel, recall
 from channels.sms import SmsChannel, SmsSettings
 from channels.stub import Step, StubChannel
 from nearcast.clock import ManualClock, SystemClock
 from nearcast.decisions import Reason
 from nearcast.errors import DropSend, FallBack, InputError, RetrySend, TooLarge
-from nearcast.messages import Emitted
+from nearcast.messages import Emitted, Withdraw, decode_publication
 from tests.channels.examples import MemoryDesk, MemoryOutbox, a_message, until
 from tests.channels.mail_server import MailServer
 from tests.channels.sms_provider import ACCOUNT, TOKEN, SmsProvider
@@ -113,6 +116,19 @@ async def test_a_drop_ends_it() -> None:
     push, sms = StubChannel("websocket", [DropSend("never")]), StubChannel("sms")
     assert await _deliver(MemoryOutbox(a_message()), MemoryDesk(), push, sms) == [("failed", "websocket", "never")]
     assert sms.calls == []
+
+
+@pytest.mark.parametrize(("kind", "channel"), [("offer", "customer:anna"), ("assist", "staff:s1")])
+async def test_a_message_recalled_before_its_turn(redis: Redis, kind: str, channel: str) -> None:
+    """It goes to no device, and nowhere else instead; its receipt says why."""
+    streams, sms, message = ChannelStreams(redis, "node", SystemClock()), StubChannel("sms"), a_message(kind=kind)
+    await streams.attend([Listening(channel)])
+    await recall(streams, channel, message.id)
+    outcomes = await _deliver(MemoryOutbox(message), MemoryDesk(), PushChannel(streams), sms)
+    assert outcomes == [("suppressed", None, "recalled")]
+    assert sms.calls == []
+    published, _ = await streams.history(channel, -1, None, reverse=False)
+    assert [decode_publication(each.data) for each in published] == [Withdraw(message=message.id, reason="recalled")]
 
 
 async def test_a_broken_channel_is_not_the_end() -> None:

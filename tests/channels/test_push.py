@@ -1,5 +1,7 @@
 """The WebSocket channel, and texts on one line. The publisher is a recorder; the gateway tests the real one."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -18,10 +20,12 @@ class Recorder:
         self.published: list[tuple[str, str, bytes]] = []
         self.withdrawn: list[tuple[str, str, bytes]] = []
         self.reasons: list[str] = []
+        self.notes: list[str] = []
         self.away = False
 
-    async def publish_once(self, channel: str, key: str, data: bytes) -> object:
+    async def publish_once(self, channel: str, key: str, data: bytes, note: str = "") -> object:
         self.published.append((channel, key, data))
+        self.notes.append(note)
         return None
 
     async def withdraw(self, channel: str, key: str, data: bytes, reason: str) -> bool:
@@ -31,11 +35,15 @@ class Recorder:
         self.reasons.append(reason)
         return True
 
-    async def publish_if_heard(self, channel: str, key: str, data: bytes) -> bool:
+    async def recall(self, channel: str, key: str, data: bytes) -> None:
+        await self.withdraw(channel, key, data, "recalled")
+
+    async def publish_if_heard(self, channel: str, key: str, data: bytes, note: str = "") -> bool:
         if self.away:
             raise Unavailable("away")
         if channel in self.listening:
             self.published.append((channel, key, data))
+            self.notes.append(note)
         return channel in self.listening
 
 
@@ -47,6 +55,15 @@ async def test_an_offer_goes_to_the_customers_channel() -> None:
     ((channel, key, data),) = publisher.published
     assert (channel, key) == ("customer:anna", sent.message.id)
     assert msgspec.json.decode(data, type=Push) == sent.push
+
+
+async def test_a_publication_carries_when_its_event_arrived_and_when_it_was_handed_over() -> None:
+    """For the nodes: the message, the first time of its trace and the last one; nothing where they are not known."""
+    publisher = Recorder("customer:anna")
+    first = outgoing()
+    await PushChannel(publisher).send(replace(first, times_ms=(5, 6, 7, 8, 9)))
+    await PushChannel(publisher).send(first)
+    assert publisher.notes == [f"{first.message.id} 5 9", ""]
 
 
 async def test_nobody_connected_falls_back() -> None:
@@ -99,14 +116,14 @@ async def test_withdrawing() -> None:
 
 @pytest.mark.parametrize(("kind", "channel"), [("offer", "customer:anna"), ("assist", "staff:s1")])
 async def test_recalling(kind: str, channel: str) -> None:
-    """A message is taken back where it was sent; under its own key, so that it can't be published any more either."""
+    """A message is taken back where it was sent, under its own key."""
     publisher = Recorder()
     message = a_message(kind=kind)
     await PushChannel(publisher).recall(message)
-    assert {(where, key) for where, key, _ in publisher.withdrawn} == {(channel, message.id)}
-    assert (channel, message.id) in {(where, key) for where, key, _ in publisher.published}
-    told = {data for _, _, data in (*publisher.withdrawn, *publisher.published)}
-    assert {decode_publication(data) for data in told} == {Withdraw(message=message.id, reason="recalled")}
+    ((where, key, data),) = publisher.withdrawn
+    assert (where, key) == (channel, message.id)
+    assert decode_publication(data) == Withdraw(message=message.id, reason="recalled")
+    assert publisher.published == []
 
 
 async def test_recalling_what_reached_nobody() -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from clients.demo import live
 from clients.demo.measure import Measure
@@ -40,11 +40,20 @@ class Demo(NamedTuple):
         await self.gateway.send_to(to, data)
 
 
+@pytest.fixture(scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """One for all tests; each has a page of its own, which shares nothing with the others."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
 @pytest.fixture
-async def demo(stage: Stage, request: pytest.FixtureRequest) -> AsyncIterator[Demo]:
+async def demo(stage: Stage, browser: Browser, request: pytest.FixtureRequest) -> AsyncIterator[Demo]:
     width, height = getattr(request, "param", (1440, 900))
     complaints: list[str] = []
-    async with scripted_gateway() as gateway, async_playwright() as playwright:
+    async with scripted_gateway() as gateway:
         made = live.scene(stage.retailer, stage.people, stage.staffed_store, gateway.url)
         made["phones"] = [phone | {"token": f"phone-{n}"} for n, phone in enumerate(made["phones"])]
         made["staff"]["token"], made["live"]["token"] = "tablet", "live"
@@ -59,14 +68,13 @@ async def demo(stage: Stage, request: pytest.FixtureRequest) -> AsyncIterator[De
             return Reply(200, file.read_bytes(), kind) if file.is_file() else Reply(404)
 
         with recording_server(answer=answer, headers={"Content-Security-Policy": POLICY}) as server:
-            browser = await playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
             page = await browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
             await page.goto(f"{server.url}/demo/")
             await until(lambda: len(gateway.by_token) == 5)
             yield Demo(page, gateway, complaints)
-            await browser.close()
+            await page.close()
     assert complaints == []
 
 

@@ -1,22 +1,19 @@
 """Worker processes as the driver sees them: started, killed, stopped, gone on with."""
 
 import asyncio
-import multiprocessing
 import os
 import re
 import signal
 import time
 from collections.abc import Mapping
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from tests.faults.history import History
 from tests.faults.worker import Orders, run
+from tests.services.forks import Fork
 
 READY_WITHIN_S = 60.0
 _READY = re.compile(r"^nearcast is ready", re.MULTILINE)
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["__main__", "tests.faults.worker"])
 
 
 class Unexpected(AssertionError):
@@ -43,7 +40,7 @@ class Worker:
         self._plan.touch()
         self._orders = Orders(settings, self.log_file, self._plan, session_ms, outbox_idle_ms, variant)
         self._history = history
-        self._process: ForkServerProcess | None = None
+        self._process: Fork | None = None
         self._log_from = 0
 
     @property
@@ -58,7 +55,7 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.is_alive()
+        return self._process is not None and self._process.returncode is None
 
     @property
     def stopped(self) -> bool:
@@ -70,8 +67,8 @@ class Worker:
 
     async def start(self) -> None:
         self._log_from = self.log_file.stat().st_size if self.log_file.exists() else 0
-        self._process = _CONTEXT.Process(target=run, args=(self._orders,), name=self.name)
-        await asyncio.to_thread(self._process.start)
+        self._process = Fork(run, self._orders)
+        await self._process.start()
         self._history.note("started", worker=self.name, pid=self._pid)
 
     async def ready(self) -> None:
@@ -94,12 +91,10 @@ class Worker:
         """Wait until it has ended; its exit code, which is minus the signal's number after one."""
         assert self._process is not None
         deadline = time.monotonic() + within_s
-        while self._process.is_alive():
+        while (code := self._process.returncode) is None:
             if time.monotonic() > deadline:
                 raise Unexpected(f"{self.name} has not come to its end within {within_s} s:\n{self.log[-4_000:]}")
             await asyncio.sleep(0.02)
-        code = self._process.exitcode
-        assert code is not None
         self._history.note("died", worker=self.name, code=code)
         return code
 
@@ -139,9 +134,7 @@ class Worker:
     @property
     def _pid(self) -> int:
         assert self._process is not None
-        pid = self._process.pid
-        assert pid is not None
-        return pid
+        return self._process.pid
 
     def _write_plan(self, text: str) -> None:
         fresh = self._plan.with_suffix(".new")

@@ -3,21 +3,17 @@
 The product has no hooks for this. Here each named step of a batch is a place where the process can kill or stop itself
 (`Plan`), and a few of the product's guards can be taken away (`VARIANTS`) to see that the checkers notice.
 
-A worker is a process of its own, forked from a server that has imported everything once (`multiprocessing`'s
-forkserver): starting one takes a fraction of a second instead of several.
+A worker is a process of its own (`tests.services.forks`).
 """
 
-import ctypes
 import functools
 import inspect
 import os
 import re
 import signal
-import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +22,16 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
 import channels.delivery
-import server.app  # so that the forkserver has it
 import server.log.kafka
 from channels.sms import SmsChannel
 from geofence.index import FenceIndex
 from models.scorer import Scorer
-from server import cli
 from server.deliveries import DeliveryDesk
 from server.log.kafka import KafkaLogConsumer
 from server.outbox import ValkeyOutbox
 from server.roles import ENGINE_GROUP
 from server.state import StateStore
+from tests.services.forks import run_command
 
 #: The steps of a batch, and of a message, in their order.
 ENGINE_STEPS = ("fetched", "matched", "scored", "before_commit", "after_commit")
@@ -94,22 +89,11 @@ class Plan:
 
 def run(orders: Orders) -> None:
     """The whole life of a worker process."""
-    # Nothing of the rig outlives the test run, stopped or not: the forkserver ends when nobody holds this end of its
-    # pipe any more, and the kernel then kills its children (PR_SET_PDEATHSIG).
-    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    for name in [name for name in os.environ if name.startswith("NEARCAST_")]:
-        del os.environ[name]
-    os.environ.update(orders.settings)
-    with orders.log.open("ab") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     _shorten_patience(orders)
     _place_steps(Plan(orders.plan))
     if orders.variant:
         VARIANTS[orders.variant]()
-    cli.main(["serve"])
+    run_command(orders.settings, orders.log, orders.log, "serve")
 
 
 def _shorten_patience(orders: Orders) -> None:

@@ -12,7 +12,7 @@ from nearcast.moments import Moment
 from nearcast.world import Display, OpenHours, Product, Promotion, Store, Words
 from offers.candidates import candidates
 from offers.catalogue import Catalogue
-from offers.decide import decide, screen
+from offers.decide import Scores, decide, screen
 from offers.policy import Policy
 
 #: Sunday 15 June 2025, 15:06:40 UTC.
@@ -85,6 +85,11 @@ def inside(*fences: FenceId) -> Presence:
     return Presence(last_ms=NOW_MS, inside={fence: Stay(NOW_MS, NOW_MS) for fence in fences})
 
 
+def scores_of(propensities: Mapping[int, float]) -> Scores:
+    """What a model with two features said."""
+    return Scores(propensities, {index: [p, float(index)] for index, p in propensities.items()}, "model-1", "hash-1")
+
+
 def what_happens(
     shopper: Customer,
     *promotions: Promotion,
@@ -103,4 +108,4 @@ def what_happens(
         return None
     screened = screen(at, shopper, found, world, ALL_IN_STOCK if stock is None else stock, policy or Policy())
     passed = {index: propensity for index, candidate in enumerate(screened) if candidate.stopped_by is None}
-    return decide(at, screened, passed, world, "model-1")
+    return decide(at, shopper, screened, scores_of(passed), world, policy or Policy())

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from nearcast.customer import Customer, Presence
-from nearcast.decisions import Candidate, Decision, Reason
+from nearcast.decisions import Candidate, Decision, Reason, WouldBe
 from nearcast.ids import DecisionId, FenceId, PromotionId, Sku, StoreId
-from nearcast.world import Cap, Circle, Fence, OpenHours, Promotion, Store, Trigger, What, When, Where, Who
+from nearcast.world import Cap, Circle, Experiment, Fence, OpenHours, Promotion, Store, Trigger, What, When, Where, Who
 from offers.candidates import candidates
 from offers.decide import screen
 from offers.explain import _DETAILS, Explanation, explain, situation_for
@@ -248,3 +248,67 @@ def test_past_decisions() -> None:
     assert (told.past[0].winner_expected_cents, told.past[0].things[0].expected_cents) == (4_500.0, 50.0)
     many = why_not(ann, promotion(), decisions=(outranked,) * 100)
     assert (len(many.past), many.stopped_by) == (20, {"outranked": 100})
+
+
+@pytest.mark.parametrize(
+    ("shopper", "offer", "options", "reason"),
+    [
+        ({}, {}, {}, None),
+        ({}, {"cost_cents": 99}, {}, None),
+        ({}, {"cost_cents": 100}, {}, Reason.NOT_WORTH_IT),
+        ({}, {"value_cents": 0}, {}, Reason.NOT_WORTH_IT),
+        ({"messages": [sent("other")] * 3}, {}, {"policy": Policy(annoyance_cents=20.0)}, Reason.NOT_WORTH_IT),
+        ({}, {"holdout": 1.0}, {}, Reason.HOLDOUT),
+        ({}, {"value_cents": 0, "holdout": 1.0}, {}, Reason.NOT_WORTH_IT),
+        ({}, {}, {"policy": Policy(holdout=1.0)}, Reason.HOLDOUT),
+        ({"messages": [sent()]}, {"holdout": 1.0}, {}, Reason.CAPPED),
+        ({}, {"experiment": Experiment(name="words", starts=0.0, ends=1e-9)}, {}, Reason.OTHER_ARM),
+        ({}, {"kind": "assist", "value_cents": 0, "cost_cents": 5}, {"policy": Policy(holdout=1.0)}, None),
+    ],
+)
+def test_what_comes_after_the_gates(
+    shopper: dict[str, Any], offer: dict[str, Any], options: dict[str, Any], reason: Reason | None
+) -> None:
+    """Too little worth whatever the model says, or held out: as a decision has it, even of a certain redemption."""
+    ann, deal = customer(**shopper), promotion(**offer)
+    told = why_not(ann, deal, inside(DOORSTEP), **options)
+    decided = what_happens(ann, deal, propensity=1.0, **options)
+    assert decided is not None
+    assert (told.things[0].stopped_by, decided.reason) == (reason, reason)
+    assert (reason.value if reason else "nothing stops it now") in told.summary
+    held_out_of_all = options.get("policy", Policy()).holdout == 1.0
+    assert told.held_out is (deal.kind == "offer" and (deal.holdout == 1.0 or held_out_of_all))
+
+
+@pytest.mark.parametrize(("cost", "row"), [(0, 0), (30, 0), (0, 2), (10, 3)])
+def test_what_it_is_worth(cost: int, row: int) -> None:
+    """The terms add up; and the probability from which it is worth it is the one where the decision turns."""
+    ann, deal = customer(messages=[sent("other", name=f"m{n}") for n in range(row)]), promotion(cost_cents=cost)
+    policy = Policy(annoyance_cents=5.0)
+    worth = why_not(ann, deal, inside(DOORSTEP), policy=policy).worth
+    assert (worth.value_cents, worth.cost_cents, worth.ignored) == (100.0, cost + worth.annoyance_cents, row)
+    assert worth.annoyance_cents == {0: 0.0, 2: 15.0, 3: 35.0}[row]
+    assert worth.worth_it_from is not None
+    for propensity, outcome in ((worth.worth_it_from, "nothing"), (worth.worth_it_from + 1e-6, "offer")):
+        decided = what_happens(ann, deal, policy=policy, propensity=propensity)
+        assert decided is not None
+        assert decided.outcome == outcome
+    alert = promotion(kind="assist")
+    assert why_not(ann, alert, inside(DOORSTEP), policy=policy).worth.worth_it_from is None
+
+
+def test_past_decisions_tell_values_and_chance() -> None:
+    """What each thing was worth, its cost and its probability; and what it would have been for whoever is held out."""
+    deal = promotion(cost_cents=10)
+    won, held = what_happens(customer(), deal), what_happens(customer(), deal, policy=Policy(holdout=1.0))
+    drawn = what_happens(customer(), deal, policy=Policy(exploration=1.0))
+    assert won is not None
+    assert held is not None
+    assert drawn is not None
+    told = why_not(customer(), deal, decisions=(won, held, drawn))
+    first, second, third = told.past
+    (thing,) = first.things
+    assert (thing.value_cents, thing.cost_cents, thing.expected_cents, thing.probability) == (100.0, 10.0, 40.0, 1.0)
+    assert (first.would_be, second.would_be) == (None, WouldBe(promotion=PromotionId("deal")))
+    assert (second.things[0].stopped_by, second.things[0].probability) == (Reason.HOLDOUT, 0.0)
+    assert (first.explored, third.explored, third.things[0].probability) == (False, True, 0.5)

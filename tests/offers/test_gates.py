@@ -11,7 +11,7 @@ from nearcast.customer import SentMessage
 from nearcast.decisions import Decision, Reason
 from nearcast.events import DeliveryStatus
 from nearcast.ids import DecisionId, FenceId, MessageId, PromotionId
-from nearcast.world import Cap, Discount, OpenHours, Store, Trigger, What, When, Where, Who
+from nearcast.world import Cap, Discount, Experiment, OpenHours, Store, Trigger, What, When, Where, Who
 from offers.gates import GATES, used_up
 from offers.policy import Policy, QuietHours
 from tests.offers.examples import (
@@ -253,6 +253,7 @@ def test_the_first_gate_gives_the_reason() -> None:
         "who": Who(loyalty=["gold"]),
         "when": When(ends_ms=NOW_MS),
         "what": What(skus=["gone"]),
+        "experiment": Experiment(name="words", starts=0.0, ends=1e-9),
     }
     closed = Store(id=SHOP, name="Shop", lat=0, lng=0, hours=[])
     policy = Policy(caps=(Cap(count=1, period_s=86_400),), quiet_hours=QuietHours(starts=0, ends=1440))
@@ -271,6 +272,8 @@ def test_the_first_gate_gives_the_reason() -> None:
     del wrong["when"]
     look(store=closed, at=moment())
     del wrong["who"]
+    look(store=closed, at=moment())
+    del wrong["experiment"]
     look(store=closed, at=moment())
     wrong["what"] = What(skus=[TENT])
     look(store=closed, at=moment(), stock={})

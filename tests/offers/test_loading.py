@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearcast.errors import InputError
-from nearcast.world import Circle, Fence, OpenHours, Promotion, SpecialDay, Trigger, Window
+from nearcast.world import Circle, Experiment, Fence, OpenHours, Promotion, SpecialDay, Trigger, Window
 from offers import documents
 from offers.loading import (
     MAX_TOLD,
@@ -165,6 +165,33 @@ def test_nothing_is_a_valid_file(text: str) -> None:
 
 FENCE = Fence(id="f", store="shop", kind="store", geometry=Circle(center=(16.0, 48.0), radius_m=50))
 WORLD = WorldFile(stores=[STORE], fences=[FENCE], products=PRODUCTS, promotions=[promotion()])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"experiment": {"name": "words", "from": 0.5, "to": 0.5}}, "`to` is not above `from`"),
+        ({"experiment": {"name": "words", "from": 0, "to": 1.5}}, "must be at most 1"),
+        ({"experiment": {"name": "words", "starts": 0, "to": 1}}, "the fields are name, from, to"),
+        ({"experiment": {"from": 0, "to": 1}}, "`name` is missing"),
+        ({"holdout": -0.1}, "must be at least 0"),
+        ({"holdout": 0.1, "kind": "assist"}, "`holdout` belongs to offers"),
+        ({"cost_cents": -1}, "must be at least 0"),
+    ],
+)
+def test_hold_outs_and_experiments_that_cannot_be(fields: dict[str, object], words: str) -> None:
+    """Shares are from 0 to 1, an arm is not empty, and nobody is held out of an alert."""
+    content = {"promotions": [msgspec.to_builtins(promotion()) | fields]}
+    with pytest.raises(InvalidWorldFile, match=words):
+        load_world(json.dumps(content), "w.json")
+
+
+def test_an_arm_is_read_as_it_is_written() -> None:
+    """`from` and `to` survive the way into the store and out again."""
+    deal = promotion(experiment=Experiment(name="words", starts=0.25, ends=1.0), holdout=0.1, cost_cents=7)
+    content = {"promotions": [msgspec.to_builtins(deal)]}
+    assert content["promotions"][0]["experiment"] == {"name": "words", "from": 0.25, "to": 1.0}
+    assert load_world(json.dumps(content), "w.json").promotions == [deal]
 
 
 @pytest.mark.parametrize("indent", [None, 2, "\t"])

@@ -1,9 +1,8 @@
 """The gateway as it is run, a store of its own behind it, and a broken network in front of it."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jwt
@@ -12,6 +11,9 @@ from redis.asyncio import Redis
 
 from channels.gateway.streams import ChannelStreams
 from nearcast.clock import SystemClock
+from nearcast.world import Circle, Fence, Store
+from offers.worldfile import WorldFile
+from server.world import WorldStore
 from tests.sdk.drivers import Driver, Sdk, chromium_driver, node_driver, page_server, python_driver
 from tests.services.hasty import HastyServer
 from tests.services.ports import free_ports
@@ -19,6 +21,14 @@ from tests.services.proxy import TcpProxy
 from tests.services.valkey import ValkeyProcess
 from tests.system.process import SECRET
 
+#: More stores and zones than there are scenarios, so that each has public channels of its own.
+WORLD = WorldFile(
+    stores=[Store(id=f"s{number}", name="", lat=48.2, lng=16.4) for number in range(200)],
+    fences=[
+        Fence(id=f"s{number}", store=f"s{number}", kind="vicinity", geometry=Circle((16.4, 48.2), 50.0))
+        for number in range(200)
+    ],
+)
 LIMITS = {"ping_interval_s": 1.0, "pong_timeout_s": 1.0, "tick_s": 0.05}
 
 
@@ -61,6 +71,8 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
     """The gateway's process, and the origin of the page that it lets in."""
     valkey = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
     valkey.start()
+    async with Redis.from_url(valkey.url) as redis:
+        await WorldStore(redis).put(WORLD)
     try:
         with page_server() as page:
             settings = {"roles": '["gateway"]', "redis_url": valkey.url, "allowed_origins": f'["{page.url}"]'}
@@ -84,10 +96,14 @@ async def driver(request: pytest.FixtureRequest, server: tuple[HastyServer, str]
         yield driver
 
 
+@pytest.fixture(scope="module")
+def users() -> Iterator[str]:
+    """A name for each scenario, which is that of a store and of a zone as well."""
+    return (store.id for store in WORLD.stores)
+
+
 @pytest.fixture
-async def stage(
-    driver: Driver, server: tuple[HastyServer, str], request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[Stage]:
+async def stage(driver: Driver, server: tuple[HastyServer, str], users: Iterator[str]) -> AsyncIterator[Stage]:
     """It ends with every client gone."""
     process, _ = server
     proxy = TcpProxy(free_ports(1)[0], process.gateway_port)
@@ -95,7 +111,7 @@ async def stage(
     async with Redis.from_url(process.environment["NEARCAST_REDIS_URL"]) as redis:
         clock = SystemClock()
         streams = [ChannelStreams(redis, "elsewhere", clock, history_size=size) for size in (256, 3)]
-        stage = Stage(driver, process, *streams, proxy, user=tmp_path.name)
+        stage = Stage(driver, process, *streams, proxy, user=next(users))
         yield stage
         for client in stage.clients:
             await client.do("disconnect")

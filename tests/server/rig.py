@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 from redis.asyncio import Redis
 
+from models.registry import FixedModels, Models
 from models.scorer import Scorer
 from nearcast import keys, topics
 from nearcast.clock import SystemClock
@@ -42,12 +43,12 @@ class Committed(msgspec.Struct):
 class Bench:
     """An engine at work between `running` and its end; `log` takes events."""
 
-    def __init__(self, redis: Redis, log: EventLog, *, batch_events: int = 100) -> None:
+    def __init__(self, redis: Redis, log: EventLog, *, batch_events: int = 100, models: Models | None = None) -> None:
         self.redis = redis
         self.log = log
         self.world = WorldStore(redis)
         self.consumer = log.consumer(f"engine-{uuid.uuid4().hex}", topics.CUSTOMER_TOPICS)
-        self.engine = engine_on(redis, self.consumer, self.world, batch_events)
+        self.engine = engine_on(redis, self.consumer, self.world, batch_events, models=models)
 
     async def send(self, *events: Event) -> None:
         await self.log.append([Entry(TOPIC_OF[type(event)], event.customer, encode(event)) for event in events])
@@ -103,16 +104,23 @@ class Playback:
         return {}
 
 
-def engine_on(redis: Redis, consumer: LogConsumer, world: WorldStore, batch_events: int = 100) -> Engine:
-    """An engine with the shipped model, a cart that counts as abandoned after a second, and for which nothing is late:
-    tests have fixed times."""
+def engine_on(
+    redis: Redis,
+    consumer: LogConsumer,
+    world: WorldStore,
+    batch_events: int = 100,
+    policy: Policy | None = None,
+    models: Models | None = None,
+) -> Engine:
+    """An engine with the shipped model or others, a cart that counts as abandoned after a second, and for which nothing
+    is late: tests have fixed times."""
     return Engine(
         consumer=consumer,
         state=StateStore(redis, PARTITIONS),
         world=world,
-        scorer=SCORER,
+        models=models or FixedModels(SCORER),
         rules=FoldRules(cart_abandoned_after_ms=1_000, late_after_ms=10**13),
-        policy=Policy(),
+        policy=policy or Policy(),
         clock=SystemClock(),
         batch_events=batch_events,
         cached_customers=1_000,

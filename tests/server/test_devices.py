@@ -20,7 +20,7 @@ from nearcast import keys, metrics, topics
 from nearcast.clock import SystemClock
 from nearcast.customer import Customer, SentMessage
 from nearcast.decisions import Decision
-from nearcast.errors import Conflict, Forbidden, InputError, NotFound
+from nearcast.errors import Conflict, Forbidden, InputError, NotFound, Recalled
 from nearcast.events import Consent, Location, Receipt, decode
 from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, Sku, StoreId, message_id, partition_of
 from nearcast.messages import Push, Withdraw
@@ -39,6 +39,7 @@ from server.stored import encode_customer
 from server.world import WorldStore
 from tests.clients.gateway import until
 from tests.server.rig import PARTITIONS
+from tests.server.town import WORLD
 
 ANN = Identity("ann", "customer", ("customer:ann",))
 TABLET = Identity("eve", "staff", ("staff:graben",))
@@ -456,6 +457,16 @@ async def test_public_news(gateway_url: str, desk: Desk, redis: Redis) -> None:
     assert await channel_of(redis, "store:graben") == [{"text": "bread"}, {"text": "rolls"}]
 
 
+async def test_public_channels_are_those_of_the_world(backend: DeviceBackend, desk: Desk) -> None:
+    """Of its stores and zones, as they are now."""
+    assert not backend.exists("store:graben")
+    await desk.put_world(WORLD)
+    assert backend.exists("store:graben")
+    assert backend.exists("zone:near")
+    assert not backend.exists("store:near")
+    assert not backend.exists("zone:graben")
+
+
 @pytest.mark.parametrize(("audience", "channel"), [("customer", "customer:ann"), ("staff", "staff:graben")])
 async def test_recalled(desk: Desk, redis: Redis, audience: str, channel: str) -> None:
     """A message that is recalled is in no stream any more, and the log says so; nobody else's can be."""
@@ -474,10 +485,11 @@ async def test_recalled(desk: Desk, redis: Redis, audience: str, channel: str) -
 
 
 async def test_recalled_before_it_was_sent(desk: Desk, redis: Redis) -> None:
-    """Published after it was recalled, a message reaches no device."""
+    """After it was recalled a message can't be published any more."""
     await decided(redis, CustomerId("ann"), "d1")
     await desk.recall(CustomerId("ann"), message_id(DecisionId("d1"), "customer"))
-    await published(redis, "customer:ann", "d1")
+    with pytest.raises(Recalled):
+        await published(redis, "customer:ann", "d1")
     assert {one["kind"] for one in await channel_of(redis, "customer:ann")} == {"withdraw"}
 
 

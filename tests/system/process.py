@@ -1,10 +1,13 @@
-"""A real `nearcast serve`, started and stopped by a test; and where to ask it."""
+"""A real `nearcast serve`, started and stopped by a test; and where to ask it.
+
+It is forked, which is quicker than to start Python anew. The command that people type is what `test_readme.py`,
+`test_demo.py` and the tests of the other commands start.
+"""
 
 import asyncio
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import httpx
 import jwt
 
 from clients.client import Nearcast
+from tests.services.forks import Fork, run_command
 from tests.services.ports import free_ports
 
 KEYS = {role: f"key-of-{role}-for-tests" for role in ("intake", "pos", "admin", "staff")}
@@ -26,7 +30,7 @@ class Server:
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.api_port, self.gateway_port = free_ports(2)
-        self._settings = {
+        self.settings = {
             "NEARCAST_DATA_DIR": str(folder / "data"),
             "NEARCAST_API_PORT": str(self.api_port),
             "NEARCAST_GATEWAY_PORT": str(self.gateway_port),
@@ -37,12 +41,11 @@ class Server:
             "NEARCAST_QUIET_HOURS": "",
             **{f"NEARCAST_{name.upper()}": value for name, value in settings.items()},
         }
-        self.command = [str(Path(sys.executable).with_name("nearcast")), "serve"]
         #: Where it says that it is ready: the gateway, where there is no API.
         self.ready_url = f"{self.url}/ready"
-        if "api" not in self._settings.get("NEARCAST_ROLES", "api"):
+        if "api" not in self.settings.get("NEARCAST_ROLES", "api"):
             self.ready_url = f"http://127.0.0.1:{self.gateway_port}/health"
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Fork | None = None
 
     @property
     def url(self) -> str:
@@ -55,11 +58,15 @@ class Server:
     @property
     def environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("NEARCAST_")}
-        return inherited | self._settings
+        return inherited | self.settings
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "nearcast.log"
 
     @property
     def log(self) -> str:
-        return (self.folder / "nearcast.log").read_text(errors="replace")
+        return self.log_file.read_text(errors="replace")
 
     def client(self, role: str = "admin") -> Nearcast:
         return Nearcast(self.url, KEYS[role])
@@ -69,15 +76,14 @@ class Server:
         claims = {"sub": sub, "role": role, "channels": list(channels), "iat": now_s, "exp": now_s + 3_600}
         return jwt.encode(claims, SECRET, algorithm="HS256")
 
+    def fork(self) -> Fork:
+        """Its process, not started yet."""
+        return Fork(run_command, self.settings, self.log_file, self.log_file, "serve")
+
     async def start(self, *, wait: bool = True) -> None:
-        with (self.folder / "nearcast.log").open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *self.command,
-                env=self.environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self.log_file.touch()
+        self.process = self.fork()
+        await self.process.start()
         if wait:
             await self.until_ready()
 

@@ -19,7 +19,7 @@ async def test_headless_run() -> None:
     """It ends by itself with exit code 0; its last line counts every stage of the path, and nothing went wrong."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NEARCAST_")}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "clients.demo", "--seconds", "12", "--headless",
+        sys.executable, "-m", "clients.demo", "--seconds", "6", "--headless",
         cwd=Path(__file__).parents[2], env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with asyncio.timeout(120):

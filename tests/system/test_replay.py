@@ -3,7 +3,6 @@
 import asyncio
 import json
 import stat
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,8 @@ from nearcast import keys
 from nearcast.events import Cart, Consent, Location
 from offers.worldfile import WorldFile
 from tests.server.town import LNG, WORLD, metres_north
+from tests.services.forks import output_of
 from tests.system.process import Server, decisions, eventually
-
-
-async def nearcast(environment: dict[str, str], *arguments: str) -> tuple[int, str, str]:
-    """Run a command; exit code, stdout, stderr."""
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("nearcast"),
-        *arguments,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, said = await asyncio.wait_for(process.communicate(), 120)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), said.decode()
 
 
 def now_ms() -> int:
@@ -102,18 +87,20 @@ async def test_beside_a_running_server(tmp_path: Path) -> None:
         await eventually(lambda: decisions(server, "ann"))
         before = await until_quiet(shop, tmp_path)
 
-        code, out, said = await nearcast(server.environment, "record", "--out", file)
+        said_in = tmp_path / "said"
+        said_in.mkdir()
+        code, out, said = await output_of(server.settings, said_in, "record", "--out", file)
         assert code == 0, said
         assert "personal data" in out
         assert mode_of(file) == 0o600
-        code, out, said = await nearcast(server.environment, "replay", "--from", "log", "--json")
+        code, out, said = await output_of(server.settings, said_in, "replay", "--from", "log", "--json")
         assert code == 0, said
         report = json.loads(out)
         assert (report["before"]["name"], report["before"]["decisions"], report["same"]) == ("live", 1, 1)
         assert (report["changed"], report["only_before"], report["only_after"]) == (0, 0, 0)
         written = tmp_path / "report.txt"
         tried = ("replay", "--from", file, "--rules", str(rules), "--out", str(written))
-        code, out, said = await nearcast(server.environment, *tried)
+        code, out, said = await output_of(server.settings, said_in, *tried)
         assert (code, out) == (0, ""), said
         assert "1 difference: 0 changed, 1 only in current, 0 only in new; 0 the same" in written.read_text()
         assert mode_of(written) == 0o600
@@ -128,7 +115,7 @@ async def test_beside_a_running_server(tmp_path: Path) -> None:
         await eventually(two)
         await until_quiet(shop, tmp_path)
     # The server has ended: the store is started for as long as it is read.
-    code, out, said = await nearcast(server.environment, "replay", "--from", "log", "--json")
+    code, out, said = await output_of(server.settings, said_in, "replay", "--from", "log", "--json")
     assert code == 0, said
     report = json.loads(out)
     assert (report["before"]["decisions"], report["same"]) == (2, 2)
@@ -140,10 +127,12 @@ async def test_what_is_wrong_is_said_in_a_line(tmp_path: Path) -> None:
     line = {"topic": "customers.carts", "partition": 0, "position": "1", "value": "{}", "arrived_ms": 5}
     (tmp_path / "fine").write_text(json.dumps(line))
     (tmp_path / "broken.yaml").write_text("stores: 5")
-    environment = Server(tmp_path).environment
+    settings = Server(tmp_path).settings
+    said_in = tmp_path / "said"
+    said_in.mkdir()
 
     async def refused(said: str, *arguments: str) -> None:
-        code, out, error = await nearcast(environment, *(part.format(folder=tmp_path) for part in arguments))
+        code, out, error = await output_of(settings, said_in, *(part.format(folder=tmp_path) for part in arguments))
         assert (code, out) == (2, "")
         assert said in error
         assert "Traceback" not in error

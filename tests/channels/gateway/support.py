@@ -33,12 +33,15 @@ async def until(condition: Callable[[], object], what: str) -> None:
 
 
 class ScriptedBackend:
-    """Answers the methods below; keeps the events it got."""
+    """Answers the methods below; keeps the events it got. There is every store and zone but `nowhere`."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Identity, Any]] = []
         self.gate = asyncio.Event()
         self.waiting = 0
+
+    def exists(self, channel: str) -> bool:
+        return not channel.endswith(":nowhere")
 
     async def rpc(self, identity: Identity, method: str, data: bytes) -> bytes:
         match method:

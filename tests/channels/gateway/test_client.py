@@ -10,6 +10,7 @@ from typing import Any
 import centrifuge
 import pytest
 import websockets
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from channels.gateway import codes, protocol
@@ -240,6 +241,84 @@ async def test_everybody_may_listen_to_public_channels(
     outcomes = [reply["error"]["code"] if "error" in reply else (set(reply) - {"id"}).pop() for reply in replies]
     assert outcomes == ["subscribe", "subscribe", "subscribe", 106, "unsubscribe", "subscribe", 103]
     assert live == {"push": {"channel": "store:s2", "pub": {"data": 2, "offset": 1, "tags": {"key": "price"}}}}
+
+
+async def test_made_up_channels_take_no_room(gateway: Gateway, redis: Redis, token: str) -> None:
+    """A store or zone that there is not is refused (102), and leaves nothing behind in the store."""
+    async with Opened(gateway) as raw:
+        await raw.connect(token)
+        for number, channel in enumerate(("store:nowhere", "zone:nowhere"), 2):
+            for command in ("subscribe", "history"):
+                await raw.send({"id": number, command: {"channel": channel}})
+                assert (await raw.receive())["error"] == {"code": 102, "message": "unknown channel"}
+        assert [key async for key in redis.scan_iter(match="*nowhere*")] == []
+        await raw.send({"id": 9, "subscribe": {"channel": "store:somewhere"}})
+        assert "subscribe" in await raw.receive()
+        assert [key async for key in redis.scan_iter(match="*somewhere*")] != []
+
+
+async def test_the_note_of_a_publication_is_for_the_node_alone(
+    gateway: Gateway, streams: ChannelStreams, redis: Redis, token: str
+) -> None:
+    """Clients get none of it, live or from the history. The first socket that is written to counts, also where the word
+    of the publication went lost and the node catches up."""
+    counted = "nearcast_event_to_device_seconds_count", {"until": "socket"}
+    before = REGISTRY.get_sample_value(*counted) or 0.0
+    async with Opened(gateway) as raw, Opened(gateway) as other:
+        for each in (raw, other):
+            await each.connect(token)
+        await streams.publish_once(CHANNEL, "m1", b'{"n":1}', "m1 1 2")
+        for each in (raw, other):
+            assert await each.receive() == {"push": {"channel": CHANNEL, "pub": {"data": {"n": 1}, "offset": 1}}}
+        assert REGISTRY.get_sample_value(*counted) == before + 1
+        await redis.delete(keys.channel_nodes(CHANNEL))
+        await streams.publish_once(CHANNEL, "m2", b'{"n":2}', "m2 1 2")
+        gateway._hub._unsettle(CHANNEL)
+        for each in (raw, other):
+            assert await each.receive() == {"push": {"channel": CHANNEL, "pub": {"data": {"n": 2}, "offset": 2}}}
+        assert REGISTRY.get_sample_value(*counted) == before + 2
+        await raw.send({"id": 2, "history": {"channel": CHANNEL, "limit": -1}})
+        kept = (await raw.receive())["history"]["publications"]
+    assert kept == [{"data": {"n": 1}, "offset": 1}, {"data": {"n": 2}, "offset": 2}]
+
+
+@pytest.mark.parametrize("since", [None, 1])
+async def test_a_channel_that_a_client_has_already_comes_once(
+    gateway: Gateway, streams: ChannelStreams, token: str, monkeypatch: pytest.MonkeyPatch, since: int | None
+) -> None:
+    """What is published while a client subscribes to a channel of its token reaches it once, before the answer is read
+    from the store and after; what it asks for again it gets besides."""
+    join_all = gateway._hub.join_all
+
+    async def slowly(*asked: Any, **more: Any) -> Any:
+        await published(b"3")
+        found = await join_all(*asked, **more)
+        await published(b"4")
+        return found
+
+    async def published(data: bytes) -> None:
+        at = await streams.publish(CHANNEL, data)
+        feed = gateway._hub._feeds[CHANNEL]
+        await until(lambda: feed.position == at, "the subscription that is there has got it")
+
+    async with Opened(gateway) as raw:
+        epoch = (await raw.connect(token))["connect"]["subs"][CHANNEL]["epoch"]
+        for data in (b"1", b"2"):
+            await published(data)
+        monkeypatch.setattr(gateway._hub, "join_all", slowly)
+        recovery = {} if since is None else {"recover": True, "epoch": epoch, "offset": since}
+        await raw.send({"id": 2, "subscribe": {"channel": CHANNEL, **recovery}})
+        await until(lambda: gateway._hub._feeds[CHANNEL].position == (epoch, 4), "all has been published")
+        await streams.publish(CHANNEL, b"5")
+        messages: list[Any] = []
+        while not messages or messages[-1].get("push", {}).get("pub", {}).get("offset") != 5:
+            messages.append(await raw.receive())
+        await raw.send({"id": 3, "unsubscribe": {"channel": CHANNEL}})
+        assert await raw.receive() == {"id": 3, "unsubscribe": {}}
+    pushed = [message["push"]["pub"]["offset"] for message in messages if "push" in message]
+    [answer] = [message["subscribe"] for message in messages if "subscribe" in message]
+    assert pushed == [1, 2, 3, 4, 5]
+    assert [pub["offset"] for pub in answer.get("publications", [])] == ([] if since is None else [2])
 
 
 async def test_staff_publish_to_their_store(start_gateway: StartGateway, tokens: Tokens, token: str) -> None:

@@ -16,7 +16,7 @@ from channels.gateway.publications import Position, Publication, Unrecoverable
 from channels.gateway.streams import NODE_DEAD_AFTER_MS, ChannelStreams, Listening
 from nearcast import keys
 from nearcast.clock import ManualClock
-from nearcast.errors import InputError, Unavailable
+from nearcast.errors import InputError, Recalled, Unavailable
 from tests.services.ports import free_ports
 
 CHANNEL = "customer:c1"
@@ -278,6 +278,23 @@ async def test_a_withdrawal_happens_once(streams: ChannelStreams, redis: Redis) 
     ]
 
 
+async def test_what_is_recalled_before_is_not_published(streams: ChannelStreams, redis: Redis) -> None:
+    """Not to those who listen, and not with another's name on it; a second recall changes nothing."""
+    await streams.attend([Listening(CHANNEL)])
+    async with listening(redis, "node-1") as wire:
+        for _ in range(2):
+            await streams.recall(CHANNEL, "m1", b'"recall"')
+        for publish in (streams.publish_if_heard, streams.publish_once):
+            with pytest.raises(Recalled, match="recalled"):
+                await publish(CHANNEL, "m1", b'"offer"')
+        assert await streams.publish_if_heard(CHANNEL, "m2", b'"other"', "m2 1 2")
+        frames = await wire.frames(3)
+    assert [frame.split(b"\n", 1)[1] for frame in frames] == [
+        *[b'1\n%b\n"recall"' % CHANNEL.encode()] * 2,
+        b'2\n%b\x1f\x1fm2 1 2\n"other"' % CHANNEL.encode(),
+    ]
+
+
 async def test_what_withdrawals_leave_behind_expires_and_is_bounded(streams: ChannelStreams, redis: Redis) -> None:
     """With everything withdrawn, no more offsets are noted than the history can reach."""
     for n in range(20):
@@ -294,7 +311,7 @@ async def test_what_withdrawals_leave_behind_expires_and_is_bounded(streams: Cha
 
 
 STEPS = st.tuples(
-    st.sampled_from(["publish", "once", "once", "withdraw", "withdraw", "drop", "expire", "new epoch"]),
+    st.sampled_from(["publish", "once", "once", "withdraw", "withdraw", "recall", "drop", "expire", "new epoch"]),
     st.integers(0, 5),
 )
 
@@ -304,33 +321,44 @@ class Model:
 
     def __init__(self) -> None:
         self.top = 0
-        self.kept: dict[int, bytes] = {}
+        self.kept: dict[int, tuple[bytes, str]] = {}
         self.withdrawn: set[int] = set()
         # By name: the epoch and offset of what was published once. Epochs are numbered.
         self.once: dict[str, tuple[int, int]] = {}
         self.taken_back: set[str] = set()
+        self.recalled: set[str] = set()
         self.epoch = 0
 
-    def publish(self, data: bytes) -> None:
+    def publish(self, data: bytes, note: str = "") -> None:
         self.top += 1
-        self.kept[self.top] = data
+        self.kept[self.top] = data, note
         self.kept = dict(sorted(self.kept.items())[-4:])
 
-    def publish_once(self, name: str, data: bytes) -> None:
+    def publish_once(self, name: str, data: bytes, note: str) -> None:
         if name not in self.once:
-            self.publish(data)
+            self.publish(data, note)
             self.once[name] = (self.epoch, self.top)
 
     def withdraw(self, name: str, data: bytes) -> bool:
         if name not in self.once:
             return False
         if name not in self.taken_back:
-            epoch, offset = self.once[name]
-            if epoch == self.epoch and self.kept.pop(offset, None) is not None:
-                self.withdrawn.add(offset)
+            self._drop(name)
             self.publish(data)
             self.taken_back.add(name)
         return True
+
+    def recall(self, name: str, data: bytes) -> None:
+        if name not in self.recalled:
+            self._drop(name)
+            self.publish(data)
+            self.once.setdefault(name, (self.epoch, self.top))
+            self.recalled.add(name)
+
+    def _drop(self, name: str) -> None:
+        epoch, offset = self.once.get(name, (-1, 0))
+        if epoch == self.epoch and self.kept.pop(offset, None) is not None:
+            self.withdrawn.add(offset)
 
     def begin(self) -> None:
         self.epoch += 1
@@ -342,7 +370,7 @@ class Model:
         missed = range(offset + 1, self.top + 1)
         if offset > self.top or any(n not in self.kept and n not in self.withdrawn for n in missed):
             return None
-        return [Publication(n, self.kept[n]) for n in missed if n in self.kept]
+        return [Publication(n, data, "", note) for n in missed for data, note in [self.kept.get(n, (b"", ""))] if data]
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -360,9 +388,15 @@ async def test_no_loss_is_hidden_and_none_is_invented(redis: Redis, steps: list[
             case "publish":
                 await streams.publish(CHANNEL, data)
                 model.publish(data)
+            case "once" if name in model.recalled:
+                with pytest.raises(Recalled):
+                    await streams.publish_once(CHANNEL, name, data)
             case "once":
-                await streams.publish_once(CHANNEL, name, data)
-                model.publish_once(name, data)
+                await streams.publish_once(CHANNEL, name, data, f"note {place % 2}" if place else "")
+                model.publish_once(name, data, f"note {place % 2}" if place else "")
+            case "recall":
+                await streams.recall(CHANNEL, name, data)
+                model.recall(name, data)
             case "withdraw":
                 assert await streams.withdraw(CHANNEL, name, data) == model.withdraw(name, data)
             case "drop":

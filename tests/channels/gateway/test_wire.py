@@ -4,17 +4,21 @@ import asyncio
 import contextlib
 import json
 import random
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from typing import Any, cast
 
+import httpx
 import pytest
+from prometheus_client import REGISTRY
 from websockets.frames import Close, Frame, Opcode
 
 from channels.gateway import codes
 from channels.gateway.client import envelope_of
 from channels.gateway.clients import Clients
+from channels.gateway.limits import affordable_connections, cut_off_above
 from channels.gateway.publications import Publication
 from channels.gateway.server import Gateway
 from channels.gateway.streams import ChannelStreams
@@ -416,6 +420,68 @@ async def test_an_address_may_have_only_so_many(start_gateway: StartGateway, tok
     await assert_nothing_is_left(gateway)
 
 
+def _refused(status: str, reason: str) -> float:
+    labels = {"status": status, "reason": reason}
+    return REGISTRY.get_sample_value("nearcast_refused_connections_total", labels) or 0.0
+
+
+async def test_a_full_node_refuses_more_and_serves_those_it_has(
+    start_gateway: StartGateway, tokens: Tokens, token: str
+) -> None:
+    """One more gets 503 and when to come back before it is a WebSocket, as does one more event stream; /health and who
+    is in are answered as ever, and once one has left there is room."""
+    gateway = await start_gateway(connections=2)
+    before = _refused("503", "full")
+    async with opened(gateway) as first, opened(gateway) as second, httpx.AsyncClient(trust_env=False) as http:
+        async with connected(gateway) as third:
+            third.writer.write((HANDSHAKE + "\r\n").encode())
+            head = (await third.reader.readuntil(b"\r\n\r\n")).decode()
+            assert head.startswith("HTTP/1.1 503 ")
+            assert "\r\nRetry-After: 5\r\n" in head
+            third.writer.write_eof()
+            await third.ended()
+        site = f"http://127.0.0.1:{gateway.port}"
+        assert (await http.get(f"{site}/health")).status_code == 200
+        asked = json.dumps({"id": 1, "connect": {"token": token}})
+        stream = await http.get(f"{site}/connection/sse", params={"cf_connect": asked})
+        assert (stream.status_code, stream.headers["retry-after"]) == (503, "5")
+        assert _refused("503", "full") == before + 2
+        second.say({"id": 1, "connect": {"token": token}})
+        assert "connect" in await second.hear()
+        first.tcp.abort()
+        await until(lambda: len(gateway._clients) == 1, "the first has left")
+        async with opened(gateway):
+            pass
+    await assert_nothing_is_left(gateway)
+
+
+async def test_who_comes_in_masses_to_a_full_node_is_cut_off(start_gateway: StartGateway) -> None:
+    """Those that are refused take a descriptor each until they go: of them there are only so many, too."""
+    gateway = await start_gateway(connections=1)
+    room = cut_off_above(1)
+    before = _refused("none", "full")
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(room):
+            await stack.enter_async_context(connected(gateway))
+        await until(lambda: len(gateway._door.wires) == room, "all are there")
+        async with connected(gateway) as beyond:
+            await beyond.ended()
+        assert _refused("none", "full") == before + 1
+    await assert_nothing_is_left(gateway)
+
+
+def test_the_limit_of_open_files_leaves_room() -> None:
+    """With all connections, and those that are refused, there are descriptors left for store, log and API."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        for limit in (256, 1_024, min(hard, 20_000)):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            connections = affordable_connections()
+            assert limit // 2 <= connections < cut_off_above(connections) <= limit - 50
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def test_behind_a_proxy_each_client_counts_for_itself(start_gateway: StartGateway) -> None:
     """A trusted proxy's word counts, what stands further left in it does not; anybody else's counts for nothing."""
     gateway = await start_gateway(connections_per_address=1, trusted_proxies=("127.0.0.1",))
@@ -480,6 +546,23 @@ async def opened_later(gateway: Gateway) -> AsyncIterator[Socket]:
     async with connected(gateway) as sock:
         sock.writer.write(HANDSHAKE.encode() + b"\r\n")
         yield sock
+
+
+async def test_who_is_in_keeps_nobody_out(
+    start_gateway: StartGateway, backend: ScriptedBackend, tokens: Tokens, token: str
+) -> None:
+    """A slow command in the same frame as `connect` is no reason for the next newcomer to wait."""
+    gateway = await start_gateway(joins_at_once=1, queue_s=WITHIN_S)
+    async with opened(gateway) as first:
+        first.say({"id": 1, "connect": {"token": token}}, {"id": 2, "rpc": {"method": "wait"}})
+        await until(lambda: backend.waiting, "the command runs")
+        async with opened(gateway) as second:
+            second.say({"id": 1, "connect": {"token": tokens.mint("c2", "customer", ttl_s=600)}})
+            assert "connect" in await second.hear()
+        assert "connect" in await first.hear()
+        backend.gate.set()
+        assert await first.hear() == {"id": 2, "rpc": {"data": "waited"}}
+    await assert_nothing_is_left(gateway)
 
 
 async def test_everybody_of_a_storm_gets_in(start_gateway: StartGateway, tokens: Tokens) -> None:

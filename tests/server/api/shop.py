@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 from redis.asyncio import Redis
 
+from channels.trace import Mark
 from nearcast.clock import ManualClock
 from nearcast.customer import Customer, Presence, Trip
 from nearcast.decisions import Decision
@@ -26,6 +27,8 @@ from server.api.keyring import KeyRing
 from server.api.links import LinkSigner
 from server.api.services import Limits, TokenRole, WorldKind
 from server.coupons import Coupon, CouponBook, apply_offer
+from server.deliveries import Report
+from server.model_registry import ModelRegistry
 
 KEYS = {"intake": "intake-key", "pos": "pos-key", "admin": "admin-key", "staff": "staff-key"}
 ANNA = CustomerId("anna")
@@ -69,6 +72,7 @@ class Shop:
         self.keys = KeyRing(KEYS.items())
         self.links = LinkSigner(b"link secret")
         self.limits = limits or Limits()
+        self.models = ModelRegistry(redis, self.clock)
         self.public_url = "https://offers.example"
         self.sms_auth_token = SMS_TOKEN
         self.demo = demo
@@ -142,6 +146,22 @@ class Shop:
         if message != message_id(OFFER, "customer"):
             raise NotFound("unknown_message", "no such message")
         self.recalled.append((customer, message))
+
+    async def delivery(self, customer: CustomerId, message: MessageId) -> Report:
+        self._reach()
+        if message != message_id(OFFER, "customer"):
+            raise NotFound("unknown_message", "no such message")
+        trace = [Mark("arrived", 1_000), Mark("log", 1_002)]
+        return Report(
+            message=message,
+            decision=OFFER,
+            status="sent",
+            state="sent",
+            channel="sms",
+            given_up=[],
+            reason="",
+            trace=trace,
+        )
 
     async def logout(self, customer: CustomerId) -> None:
         self._reach()

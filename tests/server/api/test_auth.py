@@ -36,6 +36,11 @@ ROLES = {
     ("POST", "/v1/coupons/ABCDE/redeem"): "pos",
     ("POST", "/v1/coupons/ABCDE/rollback"): "pos",
     ("PUT", "/v1/demo/scene"): "admin",
+    ("GET", "/v1/models"): "admin",
+    ("POST", "/v1/models"): "admin",
+    ("DELETE", "/v1/models/redeem-0"): "admin",
+    ("PUT", "/v1/models/redeem-0/role"): "admin",
+    ("POST", "/v1/model-kinds/redeem/rollback"): "admin",
     ("POST", "/v1/demo/live"): "admin",
 }
 

@@ -98,6 +98,19 @@ async def test_recall(api: httpx.AsyncClient, shop: Shop, problem: Check) -> Non
     assert problem(bad, 400) == "malformed_id"
 
 
+async def test_what_became_of_a_message(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """Told by its id, for customers with any id, with its trace; only to who may know."""
+    path = f"/v1/customers/{_quoted('a/b')}/messages/{message_id(OFFER, 'customer')}"
+    assert problem(await api.get(path, headers=key("intake")), 403) == "forbidden"
+    told = (await api.get(path, headers=key("admin"))).json()
+    assert told["trace"] == [{"stage": "arrived", "at_ms": 1_000}, {"stage": "log", "at_ms": 1_002}]
+    assert (told["message"], told["decision"], told["status"]) == (message_id(OFFER, "customer"), OFFER, "sent")
+    unknown = await api.get("/v1/customers/anna/messages/m", headers=key("admin"))
+    assert problem(unknown, 404) == "unknown_message"
+    shop.away = True
+    assert problem(await api.get(path, headers=key("admin")), 503) == "unavailable"
+
+
 async def test_logout(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
     """Only for who may; not acknowledged while the store is away."""
     path = f"/v1/customers/{_quoted('a/b')}/logout"

@@ -14,6 +14,7 @@ from server.api.channels import NewPublication
 from server.api.customers import ConsentChange
 from server.api.demo import Scene
 from server.api.keyring import KeyRing
+from server.api.models import Role
 from server.api.tills import ApplyRequest, RedeemRequest, RollbackRequest
 from tests.server.api.conftest import client_of
 from tests.server.api.shop import KEYS, Shop
@@ -30,6 +31,9 @@ BODIES: dict[str, object] = {
     "post /v1/coupons/{code}/redeem": RedeemRequest,
     "post /v1/coupons/{code}/rollback": RollbackRequest,
     "put /v1/demo/scene": Scene,
+    # A ZIP file; its example says how to make one.
+    "post /v1/models": str,
+    "put /v1/models/{version}/role": Role,
 }
 
 

@@ -83,6 +83,8 @@ async def test_from_no_consent_to_an_offer_to_a_cap(town: Installation, api: htt
     newest = told["past"][0]
     assert (newest["winner"], newest["things"][0]["sku"]) == ("abandoned", "beans")
     assert newest["things"][0]["expected_cents"] == newest["winner_expected_cents"] > 0
+    assert (newest["things"][0]["value_cents"], newest["things"][0]["probability"]) == (100, 1)
+    assert (told["worth"]["value_cents"], told["held_out"]) == (100, False)
 
     decisions = (await api.get("/v1/customers/ann/decisions")).json()["decisions"]
     assert [each["id"] for each in decisions] == [each["decision"] for each in told["past"]]

@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
-import sys
+import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import BinaryIO
 
 import msgspec
 
-from server.valkey import die_with_parent
 from tests.server.log.rigs import PARTITIONS
-from tests.server.log.worker import MAX_RECORDS, Order
+from tests.server.log.worker import MAX_RECORDS, Order, run
+from tests.services.forks import CONTEXT, Fork
 
 WITHIN_S = 40.0
 
@@ -32,24 +33,21 @@ class Worker:
     def __init__(self, name: str) -> None:
         self.name = name
         self.said: list[Said] = []
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Fork | None = None
         self._listening: asyncio.Task[None] | None = None
 
     async def start(self, order: Order) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.server.log.worker", msgspec.json.encode(order).decode()),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            limit=10 * 2**20,
-            preexec_fn=die_with_parent,
-        )
-        self._listening = asyncio.create_task(self._listen(), name=f"worker {self.name}")
+        here, there = CONTEXT.Pipe(duplex=False)
+        with here, there:
+            self._process = Fork(run, msgspec.json.encode(order), there)
+            await self._process.start()
+            lines = os.fdopen(os.dup(here.fileno()), "rb")
+        self._listening = asyncio.create_task(self._listen(lines), name=f"worker {self.name}")
 
     async def kill(self) -> None:
         """SIGKILL."""
         assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
         await self._end()
 
     async def leave(self) -> None:
@@ -94,13 +92,16 @@ class Worker:
         for (_, place), got in values.items():
             assert got == written[place][: len(got)], f"{self.name} got the records of {place} in another order"
 
-    async def _listen(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
+    async def _listen(self, lines: BinaryIO) -> None:
+        reader = asyncio.StreamReader(limit=10 * 2**20)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), lines
+        )
+        async for line in reader:
             # A killed process may leave half a line behind.
             if line.endswith(b"\n"):
                 self.said.append(msgspec.json.decode(line, type=Said))
+        transport.close()
 
     async def _end(self) -> None:
         assert self._process is not None

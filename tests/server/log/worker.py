@@ -1,15 +1,14 @@
 """A worker in a process of its own, so that a test can kill it: reads all it is assigned, and says what it got.
 
-    python -m tests.server.log.worker <Order as JSON>
-
-Each line on its standard output is a JSON object: `{"generation": 3, "owned": [0, 2]}` when partitions were dealt out,
+Each line that it writes is a JSON object: `{"generation": 3, "owned": [0, 2]}` when partitions were dealt out,
 `{"generation": 3, "batch": [[topic, partition, position, value], ...]}` for a fetch. After each deal it reads its
 partitions from the start. SIGTERM ends it politely.
 """
 
 import asyncio
+import os
 import signal
-import sys
+from multiprocessing.connection import Connection
 from typing import Any
 
 import msgspec
@@ -47,12 +46,18 @@ class Order(msgspec.Struct):
         return KafkaLog(options, self.partitions, self.topics, ())
 
 
-def _say(**message: Any) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
-    sys.stdout.buffer.flush()
+def run(order: bytes, output: Connection) -> None:
+    """The whole life of a worker process. `order` is an `Order` as JSON."""
+    with output:
+        asyncio.run(_work(msgspec.json.decode(order, type=Order), output.fileno()))
 
 
-async def work(order: Order) -> None:
+async def _work(order: Order, output: int) -> None:
+    def say(**message: Any) -> None:
+        line = msgspec.json.encode(message) + b"\n"
+        while line:
+            line = line[os.write(output, line) :]
+
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     consumer = order.make_log().consumer(order.group, order.topics)
@@ -64,16 +69,12 @@ async def work(order: Order) -> None:
             for partition in partitions:
                 await consumer.seek(partition, {})
             known = generation
-            _say(generation=generation, owned=sorted(partitions))
+            say(generation=generation, owned=sorted(partitions))
         try:
             records = await consumer.fetch(MAX_RECORDS, 50)
         except Unavailable:
             continue
         if records:
             batch = [(each.topic, each.partition, each.position, each.value.decode()) for each in records]
-            _say(generation=consumer.assignment()[0], batch=batch)
+            say(generation=consumer.assignment()[0], batch=batch)
     await consumer.stop()
-
-
-if __name__ == "__main__":
-    asyncio.run(work(msgspec.json.decode(sys.argv[1], type=Order)))

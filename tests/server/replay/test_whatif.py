@@ -13,7 +13,7 @@ from nearcast.decisions import Reason
 from nearcast.errors import InputError
 from nearcast.events import TOPIC_OF, Cart, Consent, Event, Identify, Location, Profile, Receipt, Stitch, Timer, encode
 from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, Sku, decision_id, message_id, partition_of
-from nearcast.world import Promotion, Words
+from nearcast.world import Experiment, Promotion, Words
 from offers.worldfile import WorldFile
 from server import settings as settings_module
 from server.replay.player import Key, Made
@@ -96,6 +96,38 @@ async def test_timers_come_due_in_virtual_time(tmp_path: Path) -> None:
         (NOON + DAY + HOUR // 2, "offer remind", "-"),
     ]
     assert (report.before.outcomes, report.only_before, report.only_after) == ({"offer": 2}, 2, 0)
+
+
+async def test_what_other_values_would_change(tmp_path: Path) -> None:
+    """A reminder that costs more than it can bring, one that everybody is held out of, one that half the people see:
+    the report names the reason, and what the model expects of either side."""
+    day = recording(tmp_path, [consent(NOON), cart(NOON), fix(NOON + HOUR, 500)])
+    for fields, reason in (
+        ({"cost_cents": 100}, Reason.NOT_WORTH_IT),
+        ({"holdout": 1.0}, Reason.HOLDOUT),
+        ({"experiment": Experiment(name="words", starts=0.0, ends=1e-9)}, Reason.OTHER_ARM),
+    ):
+        changed = msgspec.structs.replace(REMIND, **fields)
+        report = await replayed(day, rules=rules(tmp_path, *WORLD.promotions, changed))
+        assert [(each.before, each.after) for each in report.samples] == [("offer remind", f"nothing ({reason.value})")]
+        assert report.after is not None
+        assert report.before.expected_cents > report.after.expected_cents == 0
+        assert f"{report.before.expected_cents:.2f}" in as_text(report)
+
+
+async def test_a_replay_meets_the_same_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the decisions left to chance: another replay, and one with rules that have nothing to do with it, come
+    to the same; and some of the offers that are made without exploration are not made with it."""
+    people = [f"shopper {number}" for number in range(24)]
+    events = [event for who in people for event in (consent(NOON, who), cart(NOON, who))]
+    day = recording(tmp_path, [*events, fix(NOON + HOUR, 500)])
+    monkeypatch.setenv("NEARCAST_EXPLORATION", "0.5")
+    elsewhere = msgspec.structs.replace(REMIND, id="elsewhere", trigger="qr_scan")
+    report = await replayed(day, rules=rules(tmp_path, *TOWN.promotions, elsewhere))
+    assert report.after is not None
+    assert (report.differences, report.same) == (0, 24)
+    assert report.before.rules_version != report.after.rules_version
+    assert report.before.outcomes.keys() == {"offer", "nothing"}
 
 
 async def test_timers_that_are_not_waited_for(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""What a score costs: features of real customers, the model, and both together against bare ONNX Runtime.
+
+    python -m bench.scoring [--customers 200] [--offers 8]
+
+Customers are households of the public purchase history, as the fold leaves them after a year; offers are its last
+campaigns. The peers score the same rows in the same run: ONNX Runtime alone (rows as one array, in batches of 100, no
+checks), and scikit-learn's `predict_proba` of the same algorithm. `ort_raw_ratio` is what ONNX Runtime alone would
+take, over what the server's way takes from customers to probabilities: features, checks and all.
+
+Each figure is the best of several runs: the others were disturbed. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from models.fallback import Guard
+from models.features import redeem
+from models.manifest import MODEL_FILE
+from models.registry import Serving
+from models.scorer import Scorer
+from models.training.extract import extract
+from models.training.history import Campaign, History, load, package_folder
+from models.training.redeem import RedeemTask
+from nearcast import fold
+from nearcast.customer import Customer
+
+SIZES = (1, 100, 1_000)
+_FOLDER = Path(str(resources.files("models").joinpath("artifacts", "redeem")))
+
+
+def best_us(call: Callable[[], object], per: int, repeats: int = 30) -> float:
+    """The quickest of several runs, in microseconds per item."""
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - started)
+    return min(taken) / per * 1e6
+
+
+def customers_of(history: History) -> list[Customer]:
+    """Everybody at the end of the history."""
+    rules = fold.FoldRules()
+    made = []
+    for household in history.households:
+        customer = Customer(id=household)
+        for purchase in history.purchases(household):
+            fold.apply(customer, purchase, history.segments, rules)
+        made.append(customer)
+    return made
+
+
+def measure(customers: int, offers: int) -> dict[str, object]:
+    history = load(package_folder(), customers)
+    people = customers_of(history)
+    campaigns = [campaign for campaign in history.campaigns if campaign.promotion.what.segments][-offers:]
+    scorer = Scorer.load(_FOLDER)
+    serving = Serving(Guard(scorer))
+    at_ms = history.ends_ms
+
+    def features() -> list[list[float]]:
+        return [row for customer in people for row in rows_of(customer, campaigns, at_ms)]
+
+    rows = features()
+    ids = [customer.id for customer in people for _ in campaigns]
+    given = np.asarray(rows, dtype=np.float32)
+    figures: dict[str, object] = {"rows": len(rows), "features": len(rows[0]), "algorithm": scorer.manifest.algorithm}
+    figures["feature_us_per_row"] = feature_us = best_us(features, len(rows))
+    raw_us = {size: bare(scorer, np.resize(given, (size, given.shape[1]))) for size in SIZES}
+    for size in SIZES:
+        some = [rows[number % len(rows)] for number in range(size)]
+        whose = [ids[number % len(ids)] for number in range(size)]
+        figures[f"us_per_row_{size}"] = best_us(partial(serving.score, some, whose), size)
+        figures[f"raw_us_per_row_{size}"] = raw_us[size]
+    whole_us = best_us(lambda: serving.score(features(), ids), len(rows))
+    figures["whole_us_per_row"] = whole_us
+    figures["ort_raw_ratio"] = raw_us[100] / whole_us
+    figures["ort_raw_ratio_without_features"] = raw_us[100] / max(whole_us - feature_us, 1e-9)
+    dataset = extract(history, RedeemTask())
+    model = RedeemTask().algorithms(scorer.manifest.seed)[scorer.manifest.algorithm]
+    model.fit(dataset.rows, dataset.outcome)
+    for size in SIZES:
+        doubles = np.resize(given.astype(np.float64), (size, given.shape[1]))
+        figures[f"sklearn_us_per_row_{size}"] = best_us(partial(model.predict_proba, doubles), size)
+    return figures
+
+
+def rows_of(customer: Customer, campaigns: list[Campaign], at_ms: int) -> list[list[float]]:
+    """A row for each offer, as the engine makes them for one moment."""
+    return [redeem.row(customer, campaign.promotion, None, at_ms) for campaign in campaigns]
+
+
+def bare(scorer: Scorer, rows: np.ndarray) -> float:
+    """ONNX Runtime with the server's options and nothing else."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = False
+    session = ort.InferenceSession((_FOLDER / MODEL_FILE).read_bytes(), options, providers=["CPUExecutionProvider"])
+    taken, given = session.get_inputs()[0].name, [session.get_outputs()[1].name]
+    rows = scorer.choose(rows)
+    return best_us(lambda: session.run(given, {taken: rows}), len(rows), 200)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--customers", type=int, default=200)
+    parser.add_argument("--offers", type=int, default=8)
+    given = parser.parse_args()
+    figures = measure(given.customers, given.offers)
+    print(f"{figures['rows']} rows of {figures['features']} features; {figures['algorithm']}")
+    print(f"{'microseconds per row, batches of':36}" + "".join(f"{size:>10,}" for size in SIZES))
+    for name, prefix in (("nearcast", ""), ("ONNX Runtime alone", "raw_"), ("scikit-learn", "sklearn_")):
+        print(f"{name:36}" + "".join(f"{figures[f'{prefix}us_per_row_{size}']:10.3f}" for size in SIZES))
+    print(
+        f"features: {figures['feature_us_per_row']:.2f} a row; features and scores: {figures['whole_us_per_row']:.2f}"
+    )
+    print(f"ONNX Runtime alone takes {figures['ort_raw_ratio']:.2f} of that")
+    rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
+    print(json.dumps({"bench": "scoring", **rounded}))
+
+
+if __name__ == "__main__":
+    main()
