@@ -63,6 +63,8 @@ class SegmentHistory(msgspec.Struct, array_like=True, gc=False):
     last_ms: int = 0
     last_price_cents: int = 0
     recent: Decayed = msgspec.field(default_factory=Decayed)
+    #: Lines on which a coupon took something off; most segments never have one.
+    coupons: Decayed | None = None
 
 
 class History(msgspec.Struct, gc=False):

@@ -24,6 +24,7 @@ from nearcast.customer import (
     CartItem,
     ChannelHistory,
     Customer,
+    Decayed,
     SegmentHistory,
     SentMessage,
 )
@@ -262,6 +263,10 @@ def _fold_purchase(customer: Customer, event: Purchase, segments: Mapping[str, s
         if event.ts >= entry.last_ms:
             entry.last_ms = event.ts
             entry.last_price_cents = line.amount_cents // max(line.quantity, 1)
+        if line.coupon_cents:
+            if entry.coupons is None:
+                entry.coupons = Decayed()
+            entry.coupons.add(1.0, event.ts)
         if segment not in bought:
             bought.add(segment)
             entry.baskets += 1

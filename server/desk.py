@@ -230,8 +230,8 @@ class Desk:
             raise NotFound("unknown_customer", "nothing is known of this customer")
         if store is not None:
             self._store(store)
-        world, serving, now_ms = self._world.current, self._live_models.serving("buy_next"), self.clock.now_ms()
-        return await predict(known[0], world.catalogue, serving, self._world.stock, now_ms, store=store, top=top)
+        catalogue, now_ms = self._world.current.catalogue, self.clock.now_ms()
+        return await predict(known[0], catalogue, self._live_models, self._world.stock, now_ms, store=store, top=top)
 
     async def footfall(self, store: StoreId, *, products: bool) -> Live:
         self._store(store)

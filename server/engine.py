@@ -16,8 +16,9 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
+from models.channel_choice import Asked, best_first
 from models.fallback import FALLBACK
-from models.features import channel, redeem
+from models.features import redeem
 from models.registry import Models, Serving
 from nearcast import metrics
 from nearcast.clock import Clock
@@ -346,16 +347,12 @@ class Engine:
         """Put the channels of each offer in the order of P(reacts); of equals, in the promotion's."""
         promotions = batch.world.catalogue.promotions
         asked = [
-            (decision, by)
+            Asked(batch.customers[decision.customer], promotions[decision.promotion].channels, decision.at_ms)
             for decision in offers
             if decision.promotion is not None
-            for by in promotions[decision.promotion].channels
         ]
-        rows = [channel.row(batch.customers[decision.customer], by, decision.at_ms) for decision, by in asked]
-        scores = self._models.serving("channel").score(rows, [decision.customer for decision, _ in asked]).values
-        # Sorting keeps the order of equals.
-        for score, (decision, by) in sorted(zip(scores, asked, strict=True), key=lambda scored: -scored[0]):
-            decision.channels[by] = score
+        for decision, ways in zip(offers, best_first(asked, self._models.serving("channel")), strict=True):
+            decision.channels = {way.channel: way.probability for way in ways}
 
     def _features(self, batch: Batch, customer: Customer, moment: Moment, candidate: Candidate) -> list[float]:
         catalogue = batch.world.catalogue

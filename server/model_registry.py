@@ -18,7 +18,7 @@ from redis.exceptions import WatchError
 from redis.typing import EncodableT, FieldT
 
 from models.features.base import Kind
-from models.manifest import MAX_BYTES, Files, Probability, files_of
+from models.manifest import MAX_BYTES, SAMPLES_FILE, Files, Probability, files_of
 from models.registry import DEFAULT, Roles
 from models.scorer import BUDGET_S, Scorer
 from nearcast import keys
@@ -104,7 +104,7 @@ class ModelRegistry:
             raise InputError("unknown_file", f"a model has no file {unknown[0]!r}; it may have {', '.join(MAX_BYTES)}")
         try:
             files = files_of(source, content)
-            scorer = await loaded(files, None, self._budget_s)
+            scorer = await checked(files, self._budget_s)
         except ConfigurationError as error:
             raise InputError("model_refused", str(error)) from None
         manifest, version = scorer.manifest, scorer.version
@@ -253,6 +253,13 @@ def decoded(found: bytes | str | None) -> State:
         raise ConfigurationError(f"the stored list of models can't be read: {error}") from None
 
 
+async def checked(files: Files, budget_s: float) -> Scorer:
+    """A model that the registry would take: as `loaded`, and there must be rows to compare with."""
+    scorer = await loaded(files, None, budget_s)
+    files.need(SAMPLES_FILE)
+    return scorer
+
+
 async def loaded(files: Files, kind: Kind | None, budget_s: float, within_s: float = LOAD_WITHIN_S) -> Scorer:
     """A model, loaded and tried in a thread of its own, so that nothing waits for one that hangs.
 
@@ -264,8 +271,11 @@ async def loaded(files: Files, kind: Kind | None, budget_s: float, within_s: flo
     def work() -> None:
         try:
             made.set_result(Scorer.of(files, kind, budget_s=budget_s))
-        except BaseException as error:  # noqa: BLE001  it is the caller's
+        except ConfigurationError as error:
             made.set_exception(error)
+        except BaseException as error:  # noqa: BLE001  whatever a file brings out must not end the process
+            said = f"model {files.source} can't be loaded: {type(error).__name__}: {error}"
+            made.set_exception(ConfigurationError(said))
 
     threading.Thread(target=work, name="model loader", daemon=True).start()
     outcome = asyncio.wrap_future(made)

@@ -4,9 +4,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 
 import msgspec
 
+from models.channel_choice import Asked, best_first
+from models.features.channel import USUAL
 from models.next_best import predictions
-from models.registry import Serving
+from models.registry import Models
 from nearcast.customer import Customer
+from nearcast.events import Channel
 from nearcast.ids import Sku, StoreId
 from offers.catalogue import Catalogue
 
@@ -36,32 +39,44 @@ class NextProduct(msgspec.Struct, frozen=True, kw_only=True):
     product: Suggestion | None
 
 
+class NextChannel(msgspec.Struct, frozen=True, kw_only=True):
+    """The customer will react to a message that comes by this channel with this probability, as this model says."""
+
+    channel: Channel
+    probability: float
+    model: str
+
+
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):
     """Likeliest first."""
 
     products: list[NextProduct]
+    channels: list[NextChannel]
 
 
 async def predict(
     customer: Customer,
     catalogue: Catalogue,
-    serving: Serving,
+    models: Models,
     read_stock: ReadStock,
     at_ms: int,
     *,
     store: StoreId | None,
     top: int,
 ) -> Predictions:
-    """The `top` segments; nothing of somebody who opted out of everything."""
+    """The `top` segments, and the channels that the customer consents to; nothing of somebody who opted out of all."""
     if customer.opted_out:
-        return Predictions(products=[])
-    found = predictions(customer, catalogue.skus_of_segment, serving, at_ms, top)
+        return Predictions(products=[], channels=[])
+    found = predictions(customer, catalogue.skus_of_segment, models.serving("buy_next"), at_ms, top)
+    agreed = [channel for channel in USUAL if customer.consented(channel)]
+    (ways,) = best_first([Asked(customer, agreed, at_ms)], models.serving("channel"))
     chosen = {} if store is None else await _in_stock(customer, catalogue, read_stock, store, [one[0] for one in found])
     return Predictions(
         products=[
             NextProduct(segment=segment, probability=probability, model=model, product=chosen.get(segment))
             for segment, probability, model in found
-        ]
+        ],
+        channels=[NextChannel(channel=way.channel, probability=way.probability, model=way.model) for way in ways],
     )
 
 

@@ -19,6 +19,14 @@ from tests.services.kafka import KafkaBroker, NoBroker, choose_broker, delete_to
 from tests.services.valkey import ValkeyProcess
 
 TASKS_END_WITHIN_S = 1.0
+#: Each of these shares something that takes seconds to make: history and models, an SDK's server, a sample and a browser.
+_TOGETHER = (
+    "tests/models/",
+    "tests/server/test_training_cli.py",
+    "tests/sdk/",
+    "tests/clients/",
+    "tests/bench/test_closed_loop.py",
+)
 
 _SERVICES = {name: os.environ.get(name, "") for name in ("NEARCAST_TEST_REDIS", "NEARCAST_TEST_KAFKA")}
 _BROKER_WISH = os.environ.get("NEARCAST_TEST_BROKER", "")
@@ -39,8 +47,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that two test processes end at about the same time."""
+    """The longest first, so that two test processes end at about the same time; what shares something in one of them."""
     items.sort(key=lambda item: "tests/system/" not in item.nodeid)
+    for item in items:
+        if item.get_closest_marker("kafka"):
+            item.add_marker(pytest.mark.xdist_group("kafka"))
+        elif found := [path for path in _TOGETHER if item.nodeid.startswith(path)]:
+            item.add_marker(pytest.mark.xdist_group(found[0]))
 
 
 def pytest_report_header() -> str:

@@ -142,6 +142,8 @@ class Child:
             "NEARCAST_QUIET_HOURS": "",
             # The shoppers' day is over in minutes, and starts again.
             "NEARCAST_OFFERS_PER_DAY": "150",
+            # They come by every few seconds; in a shop they would not.
+            "NEARCAST_ANNOYANCE_WINDOW_S": "120",
             # The shoppers are few, and nobody.
             "NEARCAST_FOOTFALL_K": "2",
             "NEARCAST_API_KEYS": json.dumps(self._keys),

@@ -1,88 +1,117 @@
 """What the redeem model sees of one candidate: will this customer redeem a coupon of this promotion?
 
-Called once per candidate. Features keep their range as a history grows: decayed sums, shares and logarithms rather than
-lifetime totals.
+`customer_part` is computed once per customer and moment, `candidate_row` once per candidate. Features keep their range
+as a history grows: rates, shares and logarithms rather than lifetime totals.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 
 from models.features.base import FeatureSet
-from nearcast.customer import Customer, Decayed, History
+from nearcast.customer import HALF_LIFE_MS, UNSEEN, Customer, SegmentHistory
 from nearcast.world import Promotion
 
 _DAY_MS = 86_400_000
-#: "Never bought" and "bought a year ago" look the same.
-_LONG_AGO_DAYS = 365.0
+_DAY_S = 86_400
+#: What a decaying sum of one a millisecond, kept for ever, comes to.
+_MEMORY_MS = HALF_LIFE_MS / math.log(2)
+#: Rates are per four weeks, of a time that is a week longer than the customer is known: who has been here for a day
+#: with one basket does not buy thirty a month.
+_RATE_MS = 28 * _DAY_MS
+_GRACE_MS = 7 * _DAY_MS
+#: Added to redemptions, and 1 to messages: somebody who was sent one and redeemed it isn't sure to redeem the next.
+_PRIOR_REDEMPTIONS = 0.1
+#: Shares are taken in units of these before the logarithm: below that, more or less is not much of a difference.
+_FEW_BASKETS = 0.02
+_FEW_MESSAGES = 0.05
+#: The shortest and the longest window that training knows, in days; a coupon that is valid for a shorter or a longer
+#: time is taken for one of these.
+SHORTEST_DAYS = 4.0
+LONGEST_DAYS = 60.0
 
 _COLUMNS = (
-    # Baskets, and spending in currency units, decayed with a half-life of four weeks.
-    "log_recent_baskets",
+    # Spending in currency units, decayed with a half-life of four weeks.
     "log_recent_spend",
-    # Mean spending per basket, in currency units.
-    "log_basket_spend",
-    "log_days_since_purchase",
-    # Of all baskets, those in which a coupon took something off; of the undiscounted value, what coupons took off.
-    "coupon_basket_share",
-    "coupon_spend_share",
-    # Messages remembered (at most `nearcast.customer.KEPT_MESSAGES`), and coupons redeemed so far.
-    "log_messages",
-    "log_redemptions",
-    "log_distinct_segments",
-    # Of all spending, that in the segments on offer; days since anything of them was bought.
-    "segment_spend_share",
-    "segment_log_days_since_purchase",
+    # Of all baskets, those in which a coupon took something off.
+    "log_coupon_basket_share",
+    # Of the messages remembered (at most `nearcast.customer.KEPT_MESSAGES`) that reached somebody, those redeemed.
+    "log_redemption_share",
+    # Of the segments on offer, per four weeks and decayed: purchases (a basket counts once for each segment), and lines
+    # on which a coupon took something off.
+    "log_segment_rate",
+    "log_segment_coupon_rate",
+    # How long the coupon can be redeemed, in days.
+    "log_days_valid",
 )
-REDEEM = FeatureSet("redeem", 1, _COLUMNS)
+REDEEM = FeatureSet("redeem", 2, _COLUMNS)
 
 
-def row(customer: Customer, promotion: Promotion, segment: str | None, at_ms: int) -> list[float]:
-    """The features of offering `promotion` to `customer` at `at_ms`, in the order of `REDEEM.columns`.
+class Part:
+    """What is the same for all candidates of one customer at one moment."""
+
+    __slots__ = ("_all", "at_ms", "head", "per_rate", "segments")
+
+    def __init__(self, customer: Customer, at_ms: int) -> None:
+        history = customer.history
+        self.at_ms = at_ms
+        self.segments: Mapping[str, SegmentHistory] = history.segments
+        known_ms = max(at_ms - history.first_ms, 0) if history.baskets else 0
+        self.per_rate = _RATE_MS / (_MEMORY_MS * (1 - math.exp2(-known_ms / HALF_LIFE_MS)) + _GRACE_MS)
+        reached = redeemed = 0
+        for sent in customer.messages:
+            if sent.status not in UNSEEN:
+                reached += 1
+                redeemed += sent.status == "redeemed"
+        self.head = (
+            math.log1p(history.recent_spend.at(at_ms) / 100),
+            math.log1p(history.coupon_baskets / (history.baskets or 1) / _FEW_BASKETS),
+            math.log1p((redeemed + _PRIOR_REDEMPTIONS) / (reached + 1) / _FEW_MESSAGES),
+        )
+        self._all: tuple[float, float] | None = None
+
+    def everything(self) -> tuple[float, float]:
+        """`rates` of all that the customer has bought: the same for each promotion on everything."""
+        if self._all is None:
+            self._all = self.rates(self.segments)
+        return self._all
+
+    def rates(self, segments: Iterable[str]) -> tuple[float, float]:
+        """The two columns on these segments."""
+        known, at_ms = self.segments, self.at_ms
+        bought = coupons = 0.0
+        for name in segments:
+            entry = known.get(name)
+            if entry is not None:
+                bought += entry.recent.at(at_ms)
+                if entry.coupons is not None:
+                    coupons += entry.coupons.at(at_ms)
+        return math.log1p(bought * self.per_rate), math.log1p(coupons * self.per_rate)
+
+
+def customer_part(customer: Customer, at_ms: int) -> Part:
+    """What `candidate_row` needs of `customer` at `at_ms`."""
+    return Part(customer, at_ms)
+
+
+def candidate_row(part: Part, promotion: Promotion, segment: str | None) -> list[float]:
+    """The features of offering `promotion`, in the order of `REDEEM.columns`.
 
     `segment` is the product segment of the candidate's SKU. It counts only if the promotion names no segments itself:
     the model was trained on what a whole promotion offers. A promotion without segments and SKUs offers everything.
     """
-    history = customer.history
-    spend = history.spend_cents
-    baskets = history.baskets or 1
-    segment_share, segment_last_ms = _segment_history(history, promotion, segment)
-    return [
-        math.log1p(_now(history.recent_baskets, at_ms)),
-        math.log1p(_now(history.recent_spend, at_ms) / 100),
-        math.log1p(spend / 100 / baskets),
-        _log_days_since(history.last_ms, at_ms),
-        history.coupon_baskets / baskets,
-        history.coupon_cents / ((spend + history.coupon_cents) or 1),
-        math.log1p(len(customer.messages)),
-        math.log1p(customer.redemptions),
-        math.log1p(len(history.segments)),
-        segment_share,
-        _log_days_since(segment_last_ms, at_ms),
-    ]
+    what = promotion.what
+    if what.segments:
+        rates = part.rates(what.segments)
+    elif segment is not None:
+        rates = part.rates((segment,))
+    elif what.skus:
+        rates = (0.0, 0.0)
+    else:
+        rates = part.everything()
+    days = min(max(promotion.coupon_valid_s / _DAY_S, SHORTEST_DAYS), LONGEST_DAYS)
+    return [*part.head, *rates, math.log(days)]
 
 
-def _segment_history(history: History, promotion: Promotion, segment: str | None) -> tuple[float, int]:
-    """The share of spending in the segments on offer, 0..1, and when they were last bought (0 = never)."""
-    segments: Sequence[str] = promotion.what.segments
-    if not segments:
-        if segment is not None:
-            segments = (segment,)
-        elif not promotion.what.skus:
-            return (1.0 if history.spend_cents else 0.0), history.last_ms
-    spend_cents = last_ms = 0
-    for name in segments:
-        entry = history.segments.get(name)
-        if entry is not None:
-            spend_cents += entry.spend_cents
-            last_ms = max(last_ms, entry.last_ms)
-    return spend_cents / (history.spend_cents or 1), last_ms
-
-
-def _now(decayed: Decayed, at_ms: int) -> float:
-    # A moment older than the last purchase must not make the sum grow backwards in time, without bound.
-    return decayed.at(max(at_ms, decayed.at_ms))
-
-
-def _log_days_since(last_ms: int, at_ms: int) -> float:
-    days = (at_ms - last_ms) / _DAY_MS if last_ms else _LONG_AGO_DAYS
-    return math.log1p(min(max(days, 0.0), _LONG_AGO_DAYS))
+def row(customer: Customer, promotion: Promotion, segment: str | None, at_ms: int) -> list[float]:
+    """`candidate_row` of one candidate only."""
+    return candidate_row(Part(customer, at_ms), promotion, segment)

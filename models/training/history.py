@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import is_datetime64_dtype, is_numeric_dtype
 
 from nearcast.errors import ConfigurationError
 from nearcast.events import Line, Purchase
@@ -23,12 +24,35 @@ from nearcast.ids import CustomerId, PromotionId
 from nearcast.world import Promotion, What, When, Words
 
 DAY_MS = 86_400_000
-_TABLES = ("campaign_descriptions", "campaigns", "coupon_redemptions", "coupons", "products", "transactions")
+#: The columns that are read, by table.
+_TABLES = {
+    "campaign_descriptions": ["campaign_id", "start_date", "end_date"],
+    "campaigns": ["campaign_id", "household_id"],
+    "coupon_redemptions": ["household_id", "campaign_id", "redemption_date"],
+    "coupons": ["product_id", "campaign_id"],
+    "products": ["product_id", "product_category"],
+    "transactions": [
+        "household_id",
+        "store_id",
+        "basket_id",
+        "product_id",
+        "quantity",
+        "sales_value",
+        "coupon_disc",
+        "coupon_match_disc",
+        "transaction_timestamp",
+    ],
+}
+#: The one column in which a value may be missing.
+_OPTIONAL = "product_category"
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """Coupons sent to some households at one time, as a promotion."""
+    """Coupons sent to some households at one time, as a promotion.
+
+    They are valid until the campaign ends, or the data: what comes after that is not known.
+    """
 
     promotion: Promotion
     starts_ms: int
@@ -102,11 +126,10 @@ def load(folder: Path, households: int | None = None, seed: int = 7) -> History:
     """Read the tables in `folder`.
 
     `households` keeps only that many of the addressed households, drawn with `seed`: for tests and quick trials.
+
+    Raises `ConfigurationError`, naming the file and the column, if something is missing or isn't what it should be.
     """
-    for table in _TABLES:
-        if not (folder / f"{table}.parquet").is_file():
-            raise ConfigurationError(f"training data {folder / table}.parquet is missing")
-    tables = {table: pd.read_parquet(folder / f"{table}.parquet") for table in _TABLES}
+    tables = {table: _table(folder / f"{table}.parquet", columns) for table, columns in _TABLES.items()}
     addressed = np.unique(tables["campaigns"]["household_id"])
     kept = addressed
     if households is not None and households < len(addressed):
@@ -121,15 +144,52 @@ def load(folder: Path, households: int | None = None, seed: int = 7) -> History:
         begins_ms=int(times.min()),
         ends_ms=int(times.max()),
         segments=dict(zip(products["product_id"].astype(str), products["product_category"], strict=True)),
-        campaigns=_campaigns(tables["campaign_descriptions"], tables["campaigns"], tables["coupons"], products),
+        campaigns=_campaigns(
+            tables["campaign_descriptions"], tables["campaigns"], tables["coupons"], products, int(times.max())
+        ),
         redemptions=_redemptions(tables["coupon_redemptions"]),
         fingerprint=_fingerprint(folder),
         _baskets=_baskets(tables["transactions"]),
     )
 
 
+def _table(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        found = pd.read_parquet(path, columns=columns)
+    except FileNotFoundError:
+        raise ConfigurationError(f"training data {path} is missing") from None
+    except (OSError, ValueError) as error:
+        if missing := _missing(path, columns):
+            raise ConfigurationError(f"training data {path} lacks the column {', '.join(missing)}") from None
+        raise ConfigurationError(f"training data {path} can't be read as parquet: {error}") from None
+    if found.empty:
+        raise ConfigurationError(f"training data {path} has no rows")
+    for column in columns:
+        values = found[column]
+        is_time, is_number = (check(values) for check in (is_datetime64_dtype, is_numeric_dtype))
+        if column.endswith(("_date", "_timestamp")) and not is_time:
+            raise ConfigurationError(f"training data {path}: {column} is {values.dtype}, not a time without a zone")
+        if column != _OPTIONAL and values.isna().any():
+            raise ConfigurationError(f"training data {path}: {column} has a row without a value")
+        if is_number and not np.isfinite(values).all():
+            raise ConfigurationError(f"training data {path}: {column} has an infinite value")
+    return found
+
+
+def _missing(path: Path, columns: list[str]) -> list[str]:
+    try:
+        found = pd.read_parquet(path).columns
+    except (OSError, ValueError):
+        return []
+    return [column for column in columns if column not in found]
+
+
 def _campaigns(
-    descriptions: pd.DataFrame, sent: pd.DataFrame, coupons: pd.DataFrame, products: pd.DataFrame
+    descriptions: pd.DataFrame,
+    sent: pd.DataFrame,
+    coupons: pd.DataFrame,
+    products: pd.DataFrame,
+    known_until_ms: int,
 ) -> tuple[Campaign, ...]:
     offered = coupons.merge(products, on="product_id")[["campaign_id", "product_category"]].drop_duplicates()
     segments = offered.groupby("campaign_id")["product_category"].apply(sorted).to_dict()
@@ -144,6 +204,7 @@ def _campaigns(
                 trigger="enter",
                 what=What(segments=segments.get(campaign, [])),
                 when=When(starts_ms=starts_ms, ends_ms=ends_ms),
+                coupon_valid_s=max(min(ends_ms, known_until_ms) - starts_ms, DAY_MS) / 1000,
                 words={"en": Words(title=f"Coupons of campaign {campaign}")},
             ),
             starts_ms=starts_ms,

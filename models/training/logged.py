@@ -7,7 +7,8 @@ anything else that reads Parquet. The columns are `COLUMNS`, described in docs/l
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -84,7 +85,7 @@ _ROWS_AT_ONCE = 10_000
 class LogWriter:
     """Writes a log file: nobody sees it before it is whole, and nothing is left of it if the block fails.
 
-    Only its owner can read it. Raises `InputError` if there is such a file already, or it can't be made.
+    Only its owner can read it. Raises `InputError` if there is such a file already, or it can't be written.
     """
 
     def __init__(self, path: Path, features: Sequence[str]) -> None:
@@ -115,22 +116,35 @@ class LogWriter:
     ) -> None:
         try:
             if kind is None:
-                self._flush()
+                self._finish()
+        finally:
+            # What it has not written by now is not wanted.
+            with suppress(OSError):
+                self._writer.close()
+            with suppress(OSError):
+                self._file.close()
+            self._part.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        self._flush()
+        with self._writing():
             self._writer.close()
             self._file.flush()
             os.fsync(self._file.fileno())
-            if kind is None:
-                self._part.rename(self._path)
-        except OSError as fault:
-            raise InputError("unwritable_file", f"can't be written: {fault.strerror}", str(self._path)) from None
-        finally:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
+            self._part.rename(self._path)
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            with self._writing():
+                self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
             self._rows = []
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError("unwritable_file", f"can't be written: {error.strerror}", str(self._path)) from None
 
 
 def read(path: Path, columns: Sequence[str], *, features: bool = True) -> pd.DataFrame:

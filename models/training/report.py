@@ -26,13 +26,14 @@ def report(
     kind: Kind | None = None,
     households: int | None = None,
     data: Path | None = None,
+    cache: Path | None = None,
     other_data: bool = False,
 ) -> Evaluation:
     """Judge the model in `folder` and write what was found to `out`, an .html or .md file.
 
     `progress` hears each of `STAGES` and the fraction of it done, 0..1. `kind` refuses a model of another kind.
-    `households` and `data` are as in `models.training.train.run`; a model trained on data of another fingerprint is
-    refused unless `other_data` says that it's meant.
+    `households`, `data` and `cache` are as in `models.training.train.run`; a model trained on data of another
+    fingerprint is refused unless `other_data` says that it's meant.
 
     Raises `ConfigurationError` if model, data or place are not fit for it; nothing is written then.
     """
@@ -50,7 +51,7 @@ def report(
             f"have {history.fingerprint[:12]}; --other-data judges it all the same"
         )
     task = TASKS[manifest.kind]
-    dataset = extract(history, task, partial(progress, "replay"))
+    dataset = extract(history, task, partial(progress, "replay"), cache)
     found = evaluate(scorer, task, dataset, history.fingerprint, history.households_left_out, seed, progress)
     progress("write", 0.0)
     write(content_of(found, task.words), out)

@@ -161,7 +161,8 @@ def _folds(
             before = figures.sample(dataset.where(dataset.at_ms < begin_ms), MOST_FITTED, seed)
             block = dataset.where((dataset.at_ms >= begin_ms) & (dataset.at_ms < end_ms))
             if _enough(before, _LEAST_BEFORE) and _enough(block, _LEAST_IN_BLOCK):
-                model = task.algorithms(seed)[manifest.algorithm].fit(before.rows[:, columns], before.outcome)
+                lessons, outcomes = before.lessons()
+                model = task.algorithms(seed)[manifest.algorithm].fit(lessons[:, columns], outcomes)
                 judged = measure(block, model.predict_proba(block.rows[:, columns])[:, 1])
                 aucs = {name: measure(block, guess).auc for name, guess in task.baselines(before, block).items()}
                 best = max(aucs, key=lambda name: aucs[name])

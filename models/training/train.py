@@ -65,12 +65,14 @@ def run(
     kind: Kind = "redeem",
     households: int | None = None,
     data: Path | None = None,
+    cache: Path | None = None,
 ) -> Report:
     """Train and write the model's four files to the folder `out`, which is made if missing.
 
     `progress` hears a stage ("read", "replay", "fit", "export") and the fraction of it done, 0..1.
     `households` trains on that many customers drawn with `seed` instead of all: for tests and quick trials.
     `data` is a folder of Complete Journey parquet files other than the installed package's.
+    `cache` is a folder for extracted rows, so that an interrupted run goes on where it stopped.
 
     Raises `ConfigurationError` if the data is missing or too small, `ParityError` if the export is not faithful;
     nothing is written then.
@@ -79,12 +81,13 @@ def run(
     progress("read", 0.0)
     history = load(data or package_folder(), households, seed)
     progress("read", 1.0)
-    dataset = extract(history, task, partial(progress, "replay"))
+    dataset = extract(history, task, partial(progress, "replay"), cache)
     train = dataset.where(dataset.at_ms < _ms(task.test_from))
     test = dataset.where(dataset.at_ms >= _ms(task.test_from))
     progress("fit", 0.0)
     name, trials = _choose(task, train, seed)
-    model = task.algorithms(seed)[name].fit(train.rows, train.outcome)
+    _need_both(test, f"test data from {task.test_from} on")
+    model = task.algorithms(seed)[name].fit(*train.lessons())
     progress("fit", 1.0)
     progress("export", 0.0)
     content = onnx_bytes(model, kind, len(task.features.columns))
@@ -119,15 +122,23 @@ def _choose(task: Task, train: Dataset, seed: int) -> tuple[str, list[tuple[str,
     """The algorithm with the least log-loss on the last training rows, and every algorithm's AUC and log-loss."""
     earlier = train.where(train.at_ms < _ms(task.choose_from))
     later = train.where(train.at_ms >= _ms(task.choose_from))
-    for part in (earlier, later):
-        if not evaluate.judgeable(part.outcome):
-            raise ConfigurationError("too little training data: either no row has the outcome, or all have it")
+    _need_both(earlier, f"training data from before {task.choose_from}")
+    _need_both(later, f"training data from {task.choose_from} to before {task.test_from}")
     trials = []
     for name, model in task.algorithms(seed).items():
-        model.fit(earlier.rows, earlier.outcome)
+        model.fit(*earlier.lessons())
         metrics = evaluate.measure(later, model.predict_proba(later.rows)[:, 1])
         trials.append((name, metrics.auc, metrics.log_loss))
     return min(trials, key=lambda trial: trial[2])[0], trials
+
+
+def _need_both(rows: Dataset, what: str) -> None:
+    """Raise `ConfigurationError` unless there are rows with the outcome and rows without."""
+    if not evaluate.judgeable(rows.outcome):
+        raise ConfigurationError(
+            f"too little {what}: {len(rows.outcome)} rows, {int(rows.outcome.sum())} of them with the outcome; "
+            "there must be some with and some without"
+        )
 
 
 def _manifest(
@@ -140,8 +151,6 @@ def _manifest(
     seed: int,
     content: bytes,
 ) -> Manifest:
-    if not evaluate.judgeable(test.outcome):
-        raise ConfigurationError("too little test data: either no row has the outcome, or all have it")
     others = task.baselines(train, test)
     metrics = {"model": evaluate.measure(test, scores)}
     metrics |= {name: evaluate.measure(test, guess) for name, guess in others.items()}

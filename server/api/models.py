@@ -119,8 +119,10 @@ async def get_models(services: Behind) -> Response:
 async def get_model(version: str, services: Behind) -> Response:
     """One model: manifest and card."""
     name = checked_id(version, "path.version")
-    files = await services.models.files(name)
     state = await services.models.state()
+    if name not in state.models:
+        raise NotFound("unknown_model", f"there is no model {name!r}")
+    files = await services.models.files(name)
     return answer(
         ModelDetails(
             model=_view(name, state.models[name], state.uses(name)),

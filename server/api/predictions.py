@@ -25,7 +25,8 @@ async def get_predictions(
 
     As of all that is folded by now, so it changes with every purchase. Only segments that the customer has bought from
     and that the world still has; of somebody who opted out of everything, none. With a store each comes with a thing
-    of it that is in stock there: wished for, looked at, on display, or any, and not in the cart.
+    of it that is in stock there: wished for, looked at, on display, or any, and not in the cart. And by which of the
+    channels that they consent to the customer will most likely react to a message.
     """
     known = CustomerId(checked_id(customer, "path.customer"))
     at = StoreId(checked_id(store, "query.store")) if store is not None else None

@@ -30,6 +30,12 @@ _HOUSEHOLDS = click.option(
     "--households", type=click.IntRange(min=1), help="Only so many customers, drawn by the seed: for quick trials."
 )
 
+_CACHE = click.option(
+    "--cache",
+    type=_FOLDER,
+    help="Folder that keeps extracted rows: what was interrupted goes on there, and the next run need not extract.",
+)
+
 
 @click.command()
 @click.argument("kind", type=click.Choice([*_KINDS, "all"]), default="redeem")
@@ -37,7 +43,8 @@ _HOUSEHOLDS = click.option(
 @click.option("--seed", default=7, show_default=True, help="Same seed and data, same model.")
 @_HOUSEHOLDS
 @_DATA
-def train(kind: str, out: Path, seed: int, households: int | None, data: Path | None) -> None:
+@_CACHE
+def train(kind: str, out: Path, seed: int, households: int | None, data: Path | None, cache: Path | None) -> None:
     """Train a model on a purchase history, export it to ONNX and check the export.
 
     KIND is redeem (will this customer redeem this promotion; the default), buy-next (what will they buy within a
@@ -52,7 +59,7 @@ def train(kind: str, out: Path, seed: int, households: int | None, data: Path | 
                 fail(f"there is no history to train a model of kind {kind} from")
             with _Stages(f"{one} " if kind == "all" else "") as stages:
                 folder = out / one if kind == "all" else out
-                trained = run(folder, seed=seed, progress=stages, kind=one, households=households, data=data)
+                trained = run(folder, seed, stages, kind=one, households=households, data=data, cache=cache)
             click.echo(trained.summary())
 
 
@@ -69,9 +76,17 @@ def train(kind: str, out: Path, seed: int, households: int | None, data: Path | 
 @click.option("--seed", default=7, show_default=True, help="Of intervals and shuffles: same seed, same report.")
 @_HOUSEHOLDS
 @_DATA
+@_CACHE
 @click.option("--other-data", is_flag=True, help="Judge a model that was trained on other data than --data.")
 def evaluate(
-    model: Path, kind: str | None, out: Path, seed: int, households: int | None, data: Path | None, other_data: bool
+    model: Path,
+    kind: str | None,
+    out: Path,
+    seed: int,
+    households: int | None,
+    data: Path | None,
+    cache: Path | None,
+    other_data: bool,
 ) -> None:
     """Judge the model in the folder MODEL on later history than it was trained on, and write a report with plots.
 
@@ -90,6 +105,7 @@ def evaluate(
                 kind=_KINDS[kind] if kind else None,
                 households=households,
                 data=data,
+                cache=cache,
                 other_data=other_data,
             )
         click.echo(summary(found))
@@ -102,7 +118,7 @@ def _failing() -> Iterator[None]:
         yield
     except ImportError as error:
         fail(f"this needs the train extra (pip install 'nearcast[train]'): {error}")
-    except NearcastError as error:
+    except (NearcastError, OSError) as error:
         fail(str(error))
 
 

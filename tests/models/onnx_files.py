@@ -108,6 +108,26 @@ def moody(shift: float = 0.0, *, trigger: float = TRIGGER, crash_column: int = C
     return _bytes(nodes, [_rows()], [_vector()], constants)
 
 
+def crashing() -> bytes:
+    """sigmoid of a row's first number; crashes if any row, one that only fills a batch up too, has `TRIGGER` second."""
+    nodes = [
+        make.make_node("Gather", ["X", "first"], ["logit"], axis=1),
+        make.make_node("Gather", ["X", "second"], ["watched"], axis=1),
+        make.make_node("Equal", ["watched", "trigger"], ["hit"]),
+        make.make_node("Cast", ["hit"], ["place"], to=TensorProto.INT64),
+        make.make_node("Gather", ["table", "place"], ["nothing"]),
+        make.make_node("Add", ["logit", "nothing"], ["added"]),
+        make.make_node("Sigmoid", ["added"], ["p"]),
+    ]
+    constants = [
+        _int("first", 0),
+        _int("second", 1),
+        _float("trigger", TRIGGER),
+        make.make_tensor("table", TensorProto.FLOAT, [1], [0.0]),
+    ]
+    return _bytes(nodes, [_rows()], [_vector()], constants)
+
+
 def slow_to_load(side: int = 1_000) -> bytes:
     """A model of constants that onnxruntime multiplies while it loads it; that can't be interrupted."""
     nodes = [

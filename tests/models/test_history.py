@@ -89,3 +89,47 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
     """Which file is missing stands in the error."""
     with pytest.raises(ConfigurationError, match=r"campaign_descriptions\.parquet is missing"):
         load(tmp_path)
+
+
+def bad(table: pd.DataFrame, column: str, value: object) -> pd.DataFrame:
+    """The table with another value in one place of a column."""
+    changed = table.astype({column: object} if isinstance(value, str) else {})
+    changed.loc[changed.index[3], column] = value
+    return changed.astype({column: str} if isinstance(value, str) else {})
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("sales_value", float("nan"), r"transactions\.parquet: sales_value has a row without a value"),
+        ("coupon_disc", float("inf"), r"transactions\.parquet: coupon_disc has an infinite value"),
+        ("transaction_timestamp", "soon", r"transactions\.parquet: transaction_timestamp is .*, not a time"),
+        ("transaction_timestamp", None, r"transactions\.parquet: transaction_timestamp has a row without a value"),
+    ],
+)
+def test_a_bad_value_is_named(tmp_path: Path, lines: pd.DataFrame, column: str, value: object, said: str) -> None:
+    """File and column stand in the error."""
+    with pytest.raises(ConfigurationError, match=said):
+        load(tables(tmp_path / "data", transactions=bad(lines.head(50), column, value)))
+
+
+def test_a_missing_column_is_named(tmp_path: Path, lines: pd.DataFrame) -> None:
+    """And a table without rows, and a file that is no parquet."""
+    with pytest.raises(ConfigurationError, match=r"transactions\.parquet lacks the column quantity, coupon_disc"):
+        load(tables(tmp_path / "lacking", transactions=lines.head(9).drop(columns=["quantity", "coupon_disc"])))
+    with pytest.raises(ConfigurationError, match=r"transactions\.parquet has no rows"):
+        load(tables(tmp_path / "empty", transactions=lines.head(0)))
+    folder = tables(tmp_path / "broken", transactions=lines.head(9))
+    (folder / "transactions.parquet").write_bytes(b"not parquet")
+    with pytest.raises(ConfigurationError, match=r"transactions\.parquet can't be read as parquet"):
+        load(folder)
+
+
+def tables(folder: Path, transactions: pd.DataFrame) -> Path:
+    """The package's data folder with other purchases."""
+    folder.mkdir()
+    for path in package_folder().glob("*.parquet"):
+        if path.stem != "transactions":
+            (folder / path.name).symlink_to(path)
+    transactions.to_parquet(folder / "transactions.parquet")
+    return folder

@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 
 from models.scorer import Scorer
 from models.training import plots
-from models.training.dataset import Dataset
+from models.training.dataset import Dataset, Example
 from models.training.redeem import RedeemTask
 from models.training.report_content import content_of
 from models.training.report_document import Content
@@ -247,16 +247,22 @@ def test_each_month_is_judged_by_a_model_of_the_past(found: Evaluation, marked: 
         month = marked.at_ms.astype("datetime64[ms]").astype("datetime64[M]")
         before, block = marked.where(month < begin), marked.where(month == begin)
         assert (fold.train_rows, fold.rows) == (len(before.outcome), len(block.outcome))
-        model = TASK.algorithms(7)[trained.manifest.algorithm].fit(before.rows, before.outcome)
+        model = TASK.algorithms(7)[trained.manifest.algorithm].fit(*before.lessons())
         return float(roc_auc_score(block.outcome, model.predict_proba(block.rows)[:, 1]))
 
     assert [fold.model.auc for fold in found.folds] == pytest.approx([again(fold) for fold in found.folds])
 
 
-def test_effects_are_scikit_learns(test: Dataset) -> None:
+def test_effects_are_scikit_learns() -> None:
     """Partial dependence on the same values; an unused feature loses nothing when shuffled, a used one does."""
-    rows = test.where(np.arange(len(test.outcome)) < 400)
-    rows = dataclasses.replace(rows, rows=rows.rows[:, [4, 7, 0]])
+    random = np.random.default_rng(5)
+    columns = random.normal(size=(400, 3))
+    outcome = columns[:, 0] + 0.3 * columns[:, 1] + random.normal(size=400) > 1
+    examples = [
+        Example(row=row.tolist(), outcome=bool(yes), at_ms=number, group="one", customer=f"shopper-{number // 2}")
+        for number, (row, yes) in enumerate(zip(columns, outcome, strict=True))
+    ]
+    rows = Dataset.of(examples, 3)
     model = LogisticRegression().fit(rows.rows[:, :2], rows.outcome)
 
     def score(some: np.ndarray) -> np.ndarray:

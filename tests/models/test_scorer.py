@@ -281,6 +281,16 @@ def test_a_run_that_fails_says_why() -> None:
         scorer.score(rows)
 
 
+def test_a_call_leaves_nothing_for_the_next() -> None:
+    """Rows that fill a batch up are zeros, not what was scored before."""
+    scorer = own(onnx_files.crashing())
+    rows = np.zeros((9, onnx_files.WIDTH), dtype=np.float32)
+    rows[8, 1] = onnx_files.TRIGGER
+    with pytest.raises(ScoringError, match="out of data bounds"):
+        scorer.score(rows)
+    assert scorer.score(rows[:8]) == [0.5] * 8
+
+
 async def test_a_model_that_takes_long_to_load_keeps_nobody_waiting() -> None:
     """It can't be interrupted, so it is left behind."""
     files = files_of("own", onnx_files.files_of(onnx_files.slow_to_load()))

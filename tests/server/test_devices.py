@@ -16,6 +16,7 @@ from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
 from clients.device import Device, Refused
+from models.registry import FixedModels
 from nearcast import keys, metrics, topics
 from nearcast.clock import SystemClock
 from nearcast.customer import Customer, SentMessage
@@ -34,6 +35,7 @@ from server.desk import Desk
 from server.devices import DeviceBackend
 from server.intake import Intake
 from server.log.streams import StreamsLog
+from server.model_registry import ModelRegistry
 from server.state import StateStore
 from server.stored import encode_customer
 from server.world import WorldStore
@@ -64,6 +66,8 @@ async def desk(redis: Redis, valkey_url: str) -> AsyncIterator[Desk]:
         tokens=Tokens(SECRET, clock),
         keyring=KeyRing([]),
         links=LinkSigner(b"secret"),
+        models=ModelRegistry(redis, SystemClock()),
+        live_models=FixedModels(),
         policy=Policy(),
         clock=clock,
         public_url="http://shop.example",

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
+from models.registry import FixedModels
 from nearcast import keys
 from nearcast.clock import ManualClock, SystemClock
 from nearcast.events import Cart, Identify
@@ -22,6 +23,7 @@ from server.eraser import Eraser
 from server.intake import Intake
 from server.log.base import Entry
 from server.log.streams import StreamsLog
+from server.model_registry import ModelRegistry
 from server.outbox import ValkeyOutbox
 from server.state import StateStore
 from server.world import WorldStore
@@ -63,6 +65,8 @@ def desk(redis: Redis, log: StreamsLog, coupons: CouponBook, tmp_path: Path) -> 
         tokens=Tokens(b"a token secret".ljust(32), clock),
         keyring=KeyRing([]),
         links=LinkSigner(b"a link secret"),
+        models=ModelRegistry(redis, SystemClock()),
+        live_models=FixedModels(),
         policy=Policy(),
         clock=clock,
         public_url="https://offers.example",

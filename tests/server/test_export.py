@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import resource
 import stat
 import uuid
 from collections.abc import Sequence
@@ -336,6 +337,25 @@ def test_an_interrupted_file_is_gone(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """No room: an error that names the file, and nothing is left of it."""
+    path = tmp_path / "log.parquet"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filling() -> None:
+        with LogWriter(path, []) as writer:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+            for number in range(50_000):
+                writer.add({"decision": f"d{number}"})
+
+    try:
+        with pytest.raises(InputError, match=r"can't be written: File too large \(.*log.parquet\)"):
+            filling()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
 
 

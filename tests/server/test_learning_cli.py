@@ -18,8 +18,6 @@ from models.training.uplift import read_units
 from server.cli import main
 
 MODEL = Path(str(resources.files("models").joinpath("artifacts", "redeem")))
-VALUES = {"coffee": 300.0, "tea": 200.0}
-COST = 30.0
 
 
 def nearcast(*arguments: str | Path) -> click.testing.Result:
@@ -29,8 +27,20 @@ def nearcast(*arguments: str | Path) -> click.testing.Result:
     return result
 
 
+def value_of(number: int, promotion: str) -> float:
+    """What a redemption is worth in the decision of this number, cents."""
+    return 50.0 + (7 * number if promotion == "tea" else 11 * number + 5) % 200
+
+
+def cost_of(number: int) -> float:
+    """What a message costs there: from a hundredth of a cent to some euros."""
+    return float(10.0 ** (number % 9 / 2 - 2))
+
+
 def rows_of(number: int, chosen: str | None, probabilities: Mapping[str, float], **chosen_fields: object) -> list[dict]:  # type: ignore[type-arg]
-    """The rows of one decision between two offers and nothing, with inputs of its own."""
+    """The rows of one decision between two offers and nothing. Inputs, values and costs are its own, from so small to
+    so large that a model has to choose each of them somewhere.
+    """
     random = np.random.default_rng(number)
     shared = {
         "decision": f"d{number}",
@@ -45,7 +55,8 @@ def rows_of(number: int, chosen: str | None, probabilities: Mapping[str, float],
         values = np.abs(random.normal(size=len(REDEEM.columns))).tolist()
         inputs = {f"f_{column}": value for column, value in zip(REDEEM.columns, values, strict=True)}
         row = shared | inputs | {"position": place, "promotion": name, "kind": "offer", "propensity": 0.1}
-        row |= {"value_cents": VALUES[name], "cost_cents": COST, "expected_cents": 1.0, "probability": probability}
+        row |= {"value_cents": value_of(number, name), "cost_cents": cost_of(number)}
+        row |= {"expected_cents": 1.0, "probability": probability}
         row |= {"chosen": name == chosen}
         rows.append(row | (chosen_fields if name == chosen else {}))
     return rows
@@ -62,11 +73,15 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place = np.searchsorted(np.cumsum([0.3, *probabilities.values()]), random.random())
             chosen = [None, *probabilities][int(place)]
             redeemed = bool(random.random() < 0.3)
-            outcome = {"redeemed": redeemed, "reward_cents": VALUES[chosen] * redeemed - COST} if chosen else {}
+            outcome = (
+                {"redeemed": redeemed, "reward_cents": value_of(number, chosen) * redeemed - cost_of(number)}
+                if chosen
+                else {}
+            )
             for row in rows_of(number, chosen, probabilities, **outcome):
                 writer.add(row)
         tried = {"coffee": 0.5, "tea": 0.25}
-        known = {"redeemed": False, "reward_cents": -COST}
+        known = {"redeemed": False, "reward_cents": -1.0}
         unusable = [
             [row | {"kind": "assist"} for row in rows_of(1_000, "tea", tried, **known)],
             [row | {"probability": None} for row in rows_of(1_001, "tea", tried, **known)],
@@ -91,7 +106,8 @@ def test_a_model_is_judged_by_what_it_would_have_done(log: Path) -> None:
     scorer = Scorer.load(MODEL)
     rows = frame.loc[offers, [f"f_{name}" for name in REDEEM.columns]].to_numpy(dtype=np.float32)
     frame["expected"] = 0.0
-    frame.loc[offers, "expected"] = np.array(scorer.score(rows)) * frame.value_cents[offers] - COST
+    frame.loc[offers, "expected"] = np.array(scorer.score(rows)) * frame.value_cents[offers]
+    frame["expected"] -= frame.cost_cents
     best = frame.loc[frame.groupby("decision", sort=False).expected.idxmax()].set_index("decision")
     done = frame[frame.chosen].set_index("decision")
     same = (best.position == done.position).astype(float)
@@ -128,7 +144,9 @@ def test_a_log_without_chance_is_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     with LogWriter(path, REDEEM.columns) as writer:
         for number in range(50):
-            for row in rows_of(number, "tea", {"coffee": 0.0, "tea": 1.0}, redeemed=False, reward_cents=-COST):
+            for row in rows_of(
+                number, "tea", {"coffee": 0.0, "tea": 1.0}, redeemed=False, reward_cents=-cost_of(number)
+            ):
                 writer.add(row)
     result = nearcast("evaluate-policy", path, "--model", MODEL)
     assert result.exit_code == 0
@@ -140,7 +158,8 @@ def test_actions_stand_in_the_servers_order(log: Path) -> None:
     """Of equals the server takes the first by promotion: the log's actions come nothing first, then by promotion."""
     choices = read_choices(log)
     assert (np.diff(choices.decision) >= 0).all()
-    assert choices.value_cents.reshape(-1, 3).tolist() == [[0.0, VALUES["coffee"], VALUES["tea"]]] * 400
+    expected = [[0.0, value_of(number, "coffee"), value_of(number, "tea")] for number in range(400)]
+    assert choices.value_cents.reshape(-1, 3).tolist() == expected
 
 
 @pytest.fixture(scope="module")
@@ -189,13 +208,13 @@ def test_what_cannot_be_judged(log: Path, tmp_path: Path) -> None:
     with LogWriter(empty, REDEEM.columns):
         pass
     narrow = tmp_path / "narrow.parquet"
-    pd.read_parquet(log).drop(columns=["f_log_messages"]).to_parquet(narrow)
+    pd.read_parquet(log).drop(columns=[f"f_{REDEEM.columns[0]}"]).to_parquet(narrow)
     plot = tmp_path / "plot.svg"
     for arguments, complaint in (
         (("evaluate-policy", broken, "--model", MODEL), "is no Parquet file, or damaged"),
         (("evaluate-policy", other, "--model", MODEL), "has no column decision"),
         (("evaluate-policy", empty, "--model", MODEL), "no decision can be used"),
-        (("evaluate-policy", narrow, "--model", MODEL), "lacks the model's inputs log_messages"),
+        (("evaluate-policy", narrow, "--model", MODEL), f"lacks the model's inputs {REDEEM.columns[0]}"),
         (("evaluate-policy", log, "--model", tmp_path), "can't be read"),
         (("evaluate-uplift", log, "--out", plot), "no promotion of which some customers were held out"),
         (("evaluate-uplift", empty, "--out", plot), "no promotion of which some customers were held out"),

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from models.fallback import FALLBACK, Limits
-from models.manifest import CARD_FILE, MODEL_FILE
+from models.manifest import CARD_FILE, MANIFEST_FILE, MODEL_FILE
 from models.registry import DEFAULT, Roles, place_of
 from nearcast import keys
 from nearcast.clock import ManualClock, SystemClock
@@ -84,6 +84,7 @@ async def test_what_is_no_sound_model_is_not_kept(registry: ModelRegistry, monke
         (good | {MODEL_FILE: good[MODEL_FILE][:-1] + b"x"}, "not the same model"),
         ({MODEL_FILE: good[MODEL_FILE]}, "manifest.json can't be read"),
         (good | {"run.sh": b""}, "a model has no file 'run.sh'"),
+        ({name: good[name] for name in (MODEL_FILE, MANIFEST_FILE)}, "samples.json can't be read: there is none"),
         (good | {MODEL_FILE: bytes(16 * 1024 * 1024 + 1)}, "larger than"),
         (onnx_files.files_of(onnx_files.looping(10**12)), "rows take more than"),
     ):
@@ -413,7 +414,9 @@ async def test_a_model_that_crashes_costs_no_event(
             row = next(candidate.inputs for candidate in first.candidates if candidate.inputs)
             column = int(np.argmax(np.abs(row)))
             content = onnx_files.moody(trigger=row[column], crash_column=column)
-            version = await registry.add(onnx_files.files_of(content, base_rate=0.25), "ann")
+            version = await registry.add(
+                onnx_files.files_of(content, base_rate=0.25, samples=onnx_files.samples_of()), "ann"
+            )
             await registry.activate(version, "ann")
             await live.refresh()
             await bench.send(*visits(range(1, 60)))

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from models.features.channel import row as channel_row
 from models.next_best import predictions
 from models.registry import FixedModels
 from models.scorer import Scorer
@@ -142,3 +143,23 @@ async def test_bad_questions(town: Installation, api: httpx.AsyncClient) -> None
 def problem(answer: httpx.Response) -> tuple[int, str]:
     assert answer.headers["content-type"] == "application/problem+json"
     return answer.status_code, answer.json()["reason"]
+
+
+async def test_channels_that_the_customer_agreed_to(town: Installation, api: httpx.AsyncClient) -> None:
+    """Only those, likeliest first, by the shipped model on what came of the messages so far: none yet."""
+    given = [
+        Consent(id=f"c-{scope}", uid="ann", ts=now_ms(), scope=scope, granted=True) for scope in ("email", "websocket")
+    ]
+    await town.send(*PAST, *given)
+    answer = await api.get("/v1/customers/ann/predictions")
+    told = answer.json()["channels"]
+    assert [each["channel"] for each in told] == ["websocket", "email"]
+    shipped = Scorer.load(Path(str(resources.files("models").joinpath("artifacts", "channel"))), "channel")
+    nobody = Customer(id=CustomerId("ann"))
+    expected = shipped.score([channel_row(nobody, channel, now_ms()) for channel in ("websocket", "email")])
+    assert [each["probability"] for each in told] == pytest.approx(expected)
+    assert {each["model"] for each in told} == {shipped.version}
+    await town.send(Consent(id="no", uid="ann", ts=now_ms(), scope="websocket", granted=False))
+    assert [each["channel"] for each in (await api.get("/v1/customers/ann/predictions")).json()["channels"]] == [
+        "email"
+    ]

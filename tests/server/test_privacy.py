@@ -19,6 +19,7 @@ from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
 from clients.device import Device
+from models.registry import FixedModels
 from nearcast import keys, topics
 from nearcast.clock import ManualClock, SystemClock
 from nearcast.events import Location, encode
@@ -34,6 +35,7 @@ from server.devices import DeviceBackend
 from server.forgetting import Forgetting
 from server.intake import Intake
 from server.log.streams import StreamsLog
+from server.model_registry import ModelRegistry
 from server.state import StateStore
 from server.timers import TimerPump
 from server.valkey import EmbeddedValkey
@@ -120,6 +122,8 @@ async def phone_of(redis: Redis, log: StreamsLog, customer: str) -> AsyncIterato
         tokens=tokens,
         keyring=KeyRing([]),
         links=LinkSigner(b"a link secret"),
+        models=ModelRegistry(redis, SystemClock()),
+        live_models=FixedModels(),
         policy=Policy(),
         clock=clock,
         public_url="https://offers.example",

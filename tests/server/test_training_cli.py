@@ -55,7 +55,7 @@ def data(tables: Tables, written: Callable[[Tables], Path]) -> Path:
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A model trained on them, and what the command said."""
     folder = tmp_path_factory.mktemp("cli") / "redeem"
-    return folder, typed("train", "--out", str(folder), "--data", str(data))
+    return folder, typed("train", "--out", str(folder), "--data", str(data), "--cache", str(data / "rows"))
 
 
 def typed(*words: str) -> Result:
@@ -69,7 +69,11 @@ def test_a_model_is_trained_and_judged(trained: tuple[Path, Result], data: Path,
     assert {MODEL_FILE, MANIFEST_FILE, CARD_FILE} <= {path.name for path in folder.iterdir()}
     assert all(stage in said.stderr for stage in ("read", "replay", "fit", "export"))
     out = tmp_path / "report.html"
-    judged = typed("evaluate", str(folder), "--data", str(data), "--out", str(out), "--kind", "redeem")
+    kept = sorted((path, path.stat().st_mtime_ns) for path in (data / "rows").rglob("*.npz"))
+    assert kept
+    words = ("--data", str(data), "--cache", str(data / "rows"), "--out", str(out), "--kind", "redeem")
+    judged = typed("evaluate", str(folder), *words)
+    assert kept == sorted((path, path.stat().st_mtime_ns) for path in (data / "rows").rglob("*.npz"))
     assert judged.exit_code == 0, judged.output
     assert all(stage in judged.stderr for stage in ("read", "replay", "score", "refit", "effects", "write"))
     manifest = read(folder)
