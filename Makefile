@@ -26,7 +26,7 @@ demo: setup    ## The whole path on embedded defaults; ARGS="--seconds 40 --head
 
 test: setup    ## Every test, against a real Kafka, Valkey, SMTP server and browser
 	$(BIN)/python scripts/prepare_tests.py
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 2 $(ARGS)
 
 faults: setup  ## Every fault recipe in its long form, about half an hour; NEARCAST_TEST_SEED=1,2,3 for more seeds
 	$(BIN)/python scripts/prepare_tests.py

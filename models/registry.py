@@ -4,7 +4,6 @@
 swap is always between two batches.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -16,7 +15,7 @@ from models.features.base import Kind
 from models.manifest import Probability
 from models.scorer import Rows, Scorer
 from nearcast import metrics
-from nearcast.ids import CustomerId
+from nearcast.ids import CustomerId, place_of
 
 #: Stands for the model that comes with nearcast, or that NEARCAST_MODEL_DIR names.
 DEFAULT = "default"
@@ -57,8 +56,10 @@ class Serving:
                 yield role, guard
 
     def guard_of(self, customer: CustomerId) -> Guard:
-        """The model that scores for this customer: always the same one, as long as its share doesn't shrink."""
-        if self.canary is not None and place_of(self.canary.version, customer) < self.share:
+        """The model that scores for this customer: always the same one, as long as its share doesn't shrink. Another
+        version's canary goes to others.
+        """
+        if self.canary is not None and place_of("canary", self.canary.version, customer) < self.share:
             return self.canary
         return self.active
 
@@ -103,13 +104,6 @@ class FixedModels:
 
     def serving(self, kind: Kind) -> Serving:
         return self._serving.get(kind) or Serving(Guard(None))
-
-
-def place_of(version: str, customer: CustomerId) -> float:
-    """Where a customer is among all, from 0 to below 1; for another version elsewhere: others get its canary."""
-    digest = hashlib.blake2b(f"canary\x1f{version}\x1f{customer}".encode(), digest_size=8).digest()
-    # A float has 53 bits.
-    return (int.from_bytes(digest) >> 11) / 2**53
 
 
 def roles_of(kinds: Mapping[Kind, Roles], version: str) -> list[str]:

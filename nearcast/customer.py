@@ -87,6 +87,10 @@ class History(msgspec.Struct, gc=False):
 UNSEEN: frozenset[DeliveryStatus | None] = frozenset({"failed", "expired", "suppressed"})
 
 
+#: With these statuses somebody reacted to a message. To dismiss it is none: that says no.
+REACTED: frozenset[DeliveryStatus | None] = frozenset({"opened", "applied", "redeemed"})
+
+
 class SentMessage(msgspec.Struct, array_like=True, gc=False):
     """A message decided for this customer, for caps and for the record of what came of it."""
 
@@ -98,10 +102,15 @@ class SentMessage(msgspec.Struct, array_like=True, gc=False):
     channel: Channel | None = None
     #: When it stops being relevant; 0 for messages from before this was kept.
     deadline_ms: int = 0
+    #: It went to staff, and so says nothing of what the customer likes.
+    is_alert: bool = False
+    #: They did react, whatever came after that.
+    reacted: bool = False
 
-
-#: With these statuses somebody reacted to a message. To dismiss it is none: that says no.
-REACTED: frozenset[DeliveryStatus | None] = frozenset({"opened", "applied", "redeemed"})
+    @property
+    def answered(self) -> bool:
+        """Whether the customer reacted to it; records from before `reacted` was kept have the newest status only."""
+        return self.reacted or self.status in REACTED
 
 
 class ChannelHistory(msgspec.Struct, array_like=True, gc=False):

@@ -93,8 +93,10 @@ class Decision(msgspec.Struct, kw_only=True, omit_defaults=True):
     would_be: WouldBe | None = None
     #: By experiment, of those that its candidates take part in: where in 0..1 the customer is.
     arms: dict[str, float] = {}
-    #: P(reacts) by channel, in the order in which they are to be tried; empty: in the promotion's order.
+    #: P(reacts) by channel, in the order in which they are to be tried, and the model that says so; empty: in the
+    #: promotion's order.
     channels: dict[Channel, float] = {}
+    channel_model_version: str = ""
 
     @property
     def expected_cents(self) -> float:

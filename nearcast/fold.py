@@ -166,7 +166,14 @@ def record_message(customer: Customer, message: MessageId, decision: Decision) -
     """Remember that a message was decided, so that caps count it from this moment on."""
     if decision.promotion is None:
         raise ValueError(f"decision {decision.id} has no promotion, so there is no message to record")
-    sent = SentMessage(message, decision.id, decision.promotion, decision.at_ms, deadline_ms=decision.deadline_ms)
+    sent = SentMessage(
+        message,
+        decision.id,
+        decision.promotion,
+        decision.at_ms,
+        deadline_ms=decision.deadline_ms,
+        is_alert=decision.outcome == "assist",
+    )
     kept = customer.messages
     if len(kept) >= KEPT_MESSAGES:
         # What reached nobody counts for no cap, so it goes first.
@@ -344,21 +351,30 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
         customer.redemptions += 1
     before = sent.status
     sent.status = event.status
-    sent.channel = event.channel or sent.channel
-    if sent.channel is not None:
-        _count(customer.channels.setdefault(sent.channel, ChannelHistory()), before, event)
+    if before not in _HANDED_OVER:
+        # Later reports may come from elsewhere, such as the app about what came by SMS.
+        sent.channel = event.channel or sent.channel
+    _count(customer, sent, before, event.ts)
     _set_deadline_timer(customer)
     return Folded()
 
 
-def _count(history: ChannelHistory, before: DeliveryStatus | None, event: Receipt) -> None:
-    """A message of this channel went on from `before`: was it handed over now, or (once) reacted to?"""
-    if event.status == "failed" and before == "sent":
-        history.sent.add(-1.0, event.ts)
-    elif event.status in _HANDED_OVER and before not in _HANDED_OVER:
-        history.sent.add(1.0, event.ts)
-    if event.status in REACTED and before not in REACTED:
-        history.reacted.add(1.0, event.ts)
+def _count(customer: Customer, sent: SentMessage, before: DeliveryStatus | None, at_ms: int) -> None:
+    """Credit the channel that brought a message, which went on from `before`: handed over now, or (once) reacted to?"""
+    had_reacted = sent.reacted or before in REACTED
+    reacts = sent.status in REACTED and not had_reacted
+    sent.reacted = had_reacted or reacts
+    handed_over = (sent.status in _HANDED_OVER) - (before in _HANDED_OVER)
+    if sent.status == "recalled" and sent.reacted:
+        # It was taken back after it had done its work.
+        handed_over = 0
+    if sent.is_alert or sent.channel is None or not (handed_over or reacts):
+        return
+    history = customer.channels.setdefault(sent.channel, ChannelHistory())
+    if handed_over:
+        history.sent.add(handed_over, at_ms)
+    if reacts:
+        history.reacted.add(1.0, at_ms)
 
 
 def _fold_timer(customer: Customer, event: Timer) -> Folded:

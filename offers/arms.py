@@ -4,18 +4,9 @@ A customer's place in a whole, 0..1, is a hash of their id and of what the whole
 replay finds the same one, and where somebody is in one whole says nothing of where they are in another.
 """
 
-import hashlib
-
-from nearcast.ids import CustomerId
+from nearcast.ids import CustomerId, place_of
 from nearcast.world import Experiment, Promotion
 from offers.policy import Policy
-
-
-def place_of(*parts: str) -> float:
-    """A number from 0 to below 1, the same for the same parts, evenly spread and unrelated for others."""
-    digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest()
-    # A float has 53 bits.
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
 def place_in(experiment: Experiment, customer: CustomerId) -> float:

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from nearcast.customer import Customer
 from nearcast.decisions import Candidate, Decision, Reason, WouldBe
-from nearcast.ids import DecisionId, PromotionId, Sku, StoreId, decision_id
+from nearcast.ids import DecisionId, PromotionId, Sku, StoreId, decision_id, place_of
 from nearcast.moments import Moment
-from offers.arms import is_held_out, place_in, place_of
+from offers.arms import is_held_out, place_in
 from offers.catalogue import Catalogue
 from offers.choice import Choice, Option, choose
 from offers.gates import GATES, PROMOTION_GATES, THING_GATES, Situation, stopped_by

@@ -205,7 +205,7 @@ def offers_to(customer: Customer, catalogue: Catalogue) -> list[SentMessage]:
     return [
         sent
         for sent in customer.messages
-        if sent.promotion not in promotions or promotions[sent.promotion].kind == "offer"
+        if not sent.is_alert and (sent.promotion not in promotions or promotions[sent.promotion].kind == "offer")
     ]
 
 

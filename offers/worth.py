@@ -11,13 +11,11 @@ it begins anew; and what is older than the policy's window is forgotten.
 """
 
 from nearcast.customer import UNSEEN, Customer
-from nearcast.events import DeliveryStatus
 from nearcast.world import Promotion
 from offers.catalogue import Catalogue
 from offers.gates import offers_to
 from offers.policy import Policy
 
-_REACTED: frozenset[DeliveryStatus | None] = frozenset({"opened", "applied", "redeemed"})
 #: What was taken back says nothing of whoever it was taken from.
 _NO_ANSWER = UNSEEN | {"recalled"}
 
@@ -25,12 +23,13 @@ _NO_ANSWER = UNSEEN | {"recalled"}
 def ignored(customer: Customer, catalogue: Catalogue, policy: Policy, at_ms: int) -> int:
     """How many offers the customer has not reacted to since the last one that they did react to, within the window.
 
-    To open, apply or redeem is a reaction; to dismiss is none. What was just sent counts already, as it does for caps.
+    To open, apply or redeem is a reaction; to dismiss is none, nor does it undo one. What was just sent counts already,
+    as it does for caps.
     """
     since_ms = at_ms - policy.annoyance_window_ms
     count = 0
     for sent in reversed(offers_to(customer, catalogue)):
-        if sent.status in _REACTED:
+        if sent.answered:
             break
         count += sent.at_ms > since_ms and sent.status not in _NO_ANSWER
     return count

@@ -15,6 +15,7 @@ Nothing is sent from here: messages leave through the outbox, which is committed
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from models.channel_choice import Asked, best_first
 from models.fallback import FALLBACK
@@ -29,6 +30,7 @@ from nearcast.fold import FoldRules
 from nearcast.ids import CustomerId
 from nearcast.moments import Moment
 from offers.candidates import candidates, stock_wanted
+from offers.catalogue import Catalogue
 from offers.decide import Scores, decide, rule_out, screen
 from offers.messages import message_of
 from offers.policy import Policy
@@ -53,6 +55,13 @@ _FEATURES_HASH = redeem.REDEEM.hash
 _STAGES = {
     stage: metrics.BATCH_SECONDS.labels(stage) for stage in ("decode", "match", "load", "fold", "decide", "commit")
 }
+
+
+class _Serving(NamedTuple):
+    """The models of one batch."""
+
+    redeem: Serving
+    channel: Serving
 
 
 class Engine:
@@ -208,7 +217,7 @@ class Engine:
     async def _work(self, records: Sequence[Record]) -> Batch:
         batch = Batch(self._world.current, self._owned, self._rules, self._clock.now_ms())
         # To the end of the batch: models change between two.
-        serving = self._models.serving("redeem")
+        serving = _Serving(self._models.serving("redeem"), self._models.serving("channel"))
         with _STAGES["decode"].time():
             batch.decode(records)
         with _STAGES["match"].time():
@@ -299,7 +308,7 @@ class Engine:
         if missing:
             await self._read(batch, missing)
 
-    async def _decide(self, batch: Batch, moments: Sequence[tuple[Item, Moment]], serving: Serving) -> None:
+    async def _decide(self, batch: Batch, moments: Sequence[tuple[Item, Moment]], serving: _Serving) -> None:
         """Decide one moment of each of several customers: one stock read, one score call."""
         world = batch.world
         await self._read_cold(batch, ((item.record.partition, item.customer) for item, _ in moments))
@@ -323,27 +332,28 @@ class Engine:
             first = len(rows)
             passed = screen(moment, customer, found, world.catalogue, stock, self._policy)
             scored = [index for index, candidate in enumerate(passed) if candidate.stopped_by is None]
-            rows += [self._features(batch, customer, moment, passed[index]) for index in scored]
+            rows += _features(customer, moment, [passed[index] for index in scored], world.catalogue)
             people += [item.customer] * len(scored)
             screened.append((item, moment, passed, scored, first))
-        scores, versions = serving.score(rows, people)
+        scores, versions = serving.redeem.score(rows, people)
         decisions: list[tuple[Item, Decision]] = []
         for item, moment, passed, scored, first in screened:
             last = first + len(scored)
             made = Scores(
                 propensities=dict(zip(scored, scores[first:last], strict=True)),
                 inputs=dict(zip(scored, rows[first:last], strict=True)),
-                model_version=_version(versions[first:last], serving, item.customer),
+                model_version=_version(versions[first:last], serving.redeem, item.customer),
                 features_hash=_FEATURES_HASH,
             )
             customer = batch.customers[item.customer]
             decisions.append((item, decide(moment, customer, passed, made, world.catalogue, self._policy)))
         if self._policy.best_channel_first:
-            self._choose_channels(batch, [decision for _, decision in decisions if decision.outcome == "offer"])
+            offers = [decision for _, decision in decisions if decision.outcome == "offer"]
+            self._choose_channels(batch, offers, serving.channel)
         for item, decision in decisions:
             batch.record(item, decision, message_of(decision, world.catalogue))
 
-    def _choose_channels(self, batch: Batch, offers: Sequence[Decision]) -> None:
+    def _choose_channels(self, batch: Batch, offers: Sequence[Decision], serving: Serving) -> None:
         """Put the channels of each offer in the order of P(reacts); of equals, in the promotion's."""
         promotions = batch.world.catalogue.promotions
         asked = [
@@ -351,13 +361,10 @@ class Engine:
             for decision in offers
             if decision.promotion is not None
         ]
-        for decision, ways in zip(offers, best_first(asked, self._models.serving("channel")), strict=True):
-            decision.channels = {way.channel: way.probability for way in ways}
-
-    def _features(self, batch: Batch, customer: Customer, moment: Moment, candidate: Candidate) -> list[float]:
-        catalogue = batch.world.catalogue
-        segment = None if candidate.sku is None else catalogue.segments.get(candidate.sku)
-        return redeem.row(customer, catalogue.promotions[candidate.promotion], segment, moment.at_ms)
+        for decision, ways in zip(offers, best_first(asked, serving), strict=True):
+            if not any(way.model == FALLBACK for way in ways):
+                decision.channels = {way.channel: way.probability for way in ways}
+                decision.channel_model_version = ways[0].model
 
     async def follow_assignment(self) -> None:
         """After a rebalance, take what is ours now: fence the owners before us and read on from the stored offsets."""
@@ -381,3 +388,20 @@ def _version(versions: Sequence[str], serving: Serving, customer: CustomerId) ->
     if FALLBACK in versions:
         return FALLBACK
     return versions[0] if versions else serving.guard_of(customer).version
+
+
+def _features(
+    customer: Customer, moment: Moment, options: Sequence[Candidate], catalogue: Catalogue
+) -> list[list[float]]:
+    """The redeem model's rows for one moment's options."""
+    if not options:
+        return []
+    part = redeem.customer_part(customer, moment.at_ms)
+    return [
+        redeem.candidate_row(
+            part,
+            catalogue.promotions[option.promotion],
+            None if option.sku is None else catalogue.segments.get(option.sku),
+        )
+        for option in options
+    ]

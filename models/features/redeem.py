@@ -59,7 +59,7 @@ class Part:
         self.per_rate = _RATE_MS / (_MEMORY_MS * (1 - math.exp2(-known_ms / HALF_LIFE_MS)) + _GRACE_MS)
         reached = redeemed = 0
         for sent in customer.messages:
-            if sent.status not in UNSEEN:
+            if sent.status not in UNSEEN and not sent.is_alert:
                 reached += 1
                 redeemed += sent.status == "redeemed"
         self.head = (
@@ -77,14 +77,15 @@ class Part:
 
     def rates(self, segments: Iterable[str]) -> tuple[float, float]:
         """The two columns on these segments."""
-        known, at_ms = self.segments, self.at_ms
+        at_ms, exp2 = self.at_ms, math.exp2
         bought = coupons = 0.0
-        for name in segments:
-            entry = known.get(name)
-            if entry is not None:
-                bought += entry.recent.at(at_ms)
-                if entry.coupons is not None:
-                    coupons += entry.coupons.at(at_ms)
+        for entry in filter(None, map(self.segments.get, segments)):
+            # `Decayed.at`, written out: a campaign can have hundreds of segments, and calls would cost most.
+            recent = entry.recent
+            age_ms = recent.at_ms - at_ms
+            bought += recent.value * exp2(age_ms / HALF_LIFE_MS) if age_ms < 0 else recent.value
+            if entry.coupons is not None:
+                coupons += entry.coupons.at(at_ms)
         return math.log1p(bought * self.per_rate), math.log1p(coupons * self.per_rate)
 
 

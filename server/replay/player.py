@@ -32,7 +32,7 @@ from nearcast import keys, topics
 from nearcast.clock import ManualClock
 from nearcast.decisions import Decision, Reason
 from nearcast.errors import InputError
-from nearcast.events import Receipt, Stitch, decode, encode
+from nearcast.events import Channel, Receipt, Stitch, decode, encode
 from nearcast.fold import FoldRules
 from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, Sku, message_id, partition_of
 from nearcast.messages import Emitted, decode_outbox
@@ -81,7 +81,8 @@ class Setup(NamedTuple):
     """What a run needs besides records and world: the same as the live engine has it."""
 
     partitions: int
-    scorer: Scorer
+    #: One of each kind that the engine asks.
+    scorers: tuple[Scorer, ...]
     rules: FoldRules
     policy: Policy
     batch_events: int
@@ -107,6 +108,8 @@ class Made(NamedTuple):
     reason: Reason | None
     #: What it was expected to bring, in cents.
     expected_cents: float = 0.0
+    #: The one to be tried first, where a model has put them in order.
+    channel: Channel | None = None
 
 
 #: What a decision was about, and the promotion that won.
@@ -137,7 +140,13 @@ def key_of(decision: Decision) -> Key:
 
 def made_of(decision: Decision) -> Made:
     return Made(
-        decision.id, decision.outcome, decision.promotion, decision.sku, decision.reason, decision.expected_cents
+        decision.id,
+        decision.outcome,
+        decision.promotion,
+        decision.sku,
+        decision.reason,
+        decision.expected_cents,
+        next(iter(decision.channels), None),
     )
 
 
@@ -178,7 +187,7 @@ async def _playing(
         consumer=_NoConsumer(setup.partitions),
         state=state,
         world=worlds,
-        models=FixedModels(setup.scorer),
+        models=FixedModels(*setup.scorers),
         rules=setup.rules,
         policy=setup.policy,
         clock=clock,

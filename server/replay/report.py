@@ -43,7 +43,8 @@ class OfPromotion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """A kind of difference, and how often it is there. A side is `offer coffee`, `nothing (capped)` or `-`."""
+    """A kind of difference, and how often it is there. A side is `offer coffee`, `nothing (capped)` or `-`;
+    `offer coffee by sms` where a model has put the channels in order, and SMS first."""
 
     before: str
     after: str
@@ -236,15 +237,16 @@ def _promotions(before: Iterable[Made], after: Iterable[Made]) -> Iterator[OfPro
 
 
 def _words(made: Made | None) -> str:
-    if made is not None and made.sku is not None:
-        return f"{_kind(made)} for {made.sku}"
-    return _kind(made)
+    sku = f" for {made.sku}" if made is not None and made.sku is not None else ""
+    return f"{_kind(made)}{sku}"
 
 
 def _kind(made: Made | None) -> str:
     if made is None:
         return "-"
-    return f"{made.outcome} {made.promotion}" if made.promotion is not None else f"{made.outcome} ({made.reason})"
+    if made.promotion is None:
+        return f"{made.outcome} ({made.reason})"
+    return f"{made.outcome} {made.promotion}" + (f" by {made.channel}" if made.channel is not None else "")
 
 
 def _drawn(key: Key) -> bytes:

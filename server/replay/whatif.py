@@ -6,9 +6,12 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
+from models.features.base import Kind
+from models.scorer import Scorer
 from nearcast.errors import ConfigurationError, InputError, Unavailable
 from offers.worldfile import WorldFile, check_references
-from server.core import fold_rules_of, policy_of, scorer_of
+from server.core import fold_rules_of, policy_of
+from server.live_models import default_folder
 from server.replay.live import open_live
 from server.replay.player import Run, Setup, key_of, made_of, play
 from server.replay.recording import Recorded, Recording
@@ -18,6 +21,9 @@ from server.world import build, template_faults
 from server.world_files import read_worlds
 
 _WORLD_FILES = (".yaml", ".yml", ".json", ".geojson")
+
+#: The models that decide; others only predict.
+_KINDS: tuple[Kind, ...] = ("redeem", "channel")
 
 #: Told what is being done, and how many of how many records are done with.
 Progress = Callable[[str, int, int], None]
@@ -76,7 +82,10 @@ def setup_of(settings: Settings, recording: Recording) -> Setup:
     """The engine as `server.roles.make_engine` sets it up."""
     return Setup(
         partitions=recording.header.partitions if recording.header else settings.partitions,
-        scorer=scorer_of(settings),
+        scorers=tuple(
+            Scorer.load(default_folder(kind, settings.model_dir), kind, budget_s=settings.model_budget_ms / 1000)
+            for kind in _KINDS
+        ),
         rules=fold_rules_of(settings),
         policy=policy_of(settings),
         batch_events=settings.batch_events,

@@ -27,9 +27,7 @@ def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.T
     report = yield
     if report.failed and _HISTORY in item.stash:
         seed = item.callspec.params.get("seed", "")
-        # With more than one test process, the id ends with the group's name.
-        test = item.nodeid.removesuffix("@kafka")
-        command = f"NEARCAST_TEST_SEED={seed} .venv/bin/pytest '{test}' -m 'long or not long'"
+        command = f"NEARCAST_TEST_SEED={seed} .venv/bin/pytest '{item.nodeid}' -m 'long or not long'"
         history = item.stash[_HISTORY]
         report.sections.append(("fault rig", f"again: {command}\nhistory: {history.path}\n{history.tail()}"))
     return report

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import models
+from models.features import redeem
 from models.features.channel import CHANNEL, USUAL, row
 from models.scorer import Scorer
 from models.training.channel import ChannelTask
@@ -20,6 +21,7 @@ from nearcast.decisions import Decision
 from nearcast.events import Channel, DeliveryStatus, Receipt
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId
 from nearcast.moments import Moment
+from nearcast.world import Promotion, Words
 
 NOW_MS = 1_750_000_000_000
 CHANNELS: list[Channel] = ["websocket", "sms", "email"]
@@ -37,12 +39,12 @@ STATUSES: list[DeliveryStatus] = [
 ]
 
 
-def write_to(customer: Customer, name: str) -> None:
+def write_to(customer: Customer, name: str, outcome: str = "offer") -> None:
     moment = Moment(event=EventId(name), customer=customer.id, trigger="app_open", at_ms=NOW_MS, subject="")
     decision = Decision(
         id=DecisionId(name),
         moment=moment,
-        outcome="offer",
+        outcome=outcome,
         at_ms=NOW_MS,
         deadline_ms=NOW_MS,
         candidates=[],
@@ -65,7 +67,7 @@ def counts(customer: Customer, at_ms: int = NOW_MS) -> dict[str, tuple[float, fl
 
 
 def test_each_message_counts_once() -> None:
-    """However many receipts tell of it, in whatever order, and whichever of them never arrive."""
+    """However many receipts tell of it, and whichever of them never arrive."""
     customer = Customer(id=CustomerId("u"))
     for name in "abcd":
         write_to(customer, name)
@@ -88,6 +90,40 @@ def test_what_failed_after_all_was_not_sent() -> None:
     report(customer, "a", "sent", "email")
     report(customer, "a", "opened", "email")
     assert counts(customer) == {"sms": (0.0, 0.0), "email": (1.0, 1.0)}
+
+
+def test_a_reaction_counts_for_the_channel_that_brought_the_message() -> None:
+    """The SMS is what they opened, though the app reports it."""
+    customer = Customer(id=CustomerId("u"))
+    write_to(customer, "a")
+    report(customer, "a", "sent", "sms")
+    report(customer, "a", "opened", "websocket")
+    assert counts(customer) == {"sms": (1.0, 1.0)}
+
+
+def test_what_was_taken_back_unseen_was_not_sent() -> None:
+    """Unless they had reacted to it; and to close what one has opened takes no reaction back."""
+    customer = Customer(id=CustomerId("u"))
+    for name in "ab":
+        write_to(customer, name)
+        report(customer, name, "delivered", "websocket")
+    report(customer, "a", "recalled", "websocket")
+    assert counts(customer) == {"websocket": (1.0, 0.0)}
+    report(customer, "b", "opened", "websocket")
+    report(customer, "b", "dismissed", "websocket")
+    assert counts(customer) == {"websocket": (1.0, 1.0)}
+    assert [sent.answered for sent in customer.messages] == [False, True]
+
+
+def test_alerts_to_staff_say_nothing_of_the_customer() -> None:
+    """They go by the staff's tablets, whatever channel the receipt names; no model counts them."""
+    customer, stranger = Customer(id=CustomerId("u")), Customer(id=CustomerId("u"))
+    for number in range(8):
+        write_to(customer, f"help-{number}", "assist")
+        report(customer, f"help-{number}", "sent", "websocket")
+    assert counts(customer) == {}
+    nothing = Promotion(id="p", name="P", trigger="enter", words={"en": Words(title="Hello")})
+    assert redeem.row(customer, nothing, None, NOW_MS) == redeem.row(stranger, nothing, None, NOW_MS)
 
 
 def test_it_fades() -> None:

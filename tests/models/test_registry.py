@@ -11,10 +11,10 @@ from prometheus_client import REGISTRY
 from models.fallback import FALLBACK, Guard, Limits
 from models.features.redeem import REDEEM
 from models.manifest import files_of
-from models.registry import FixedModels, Serving, place_of
+from models.registry import FixedModels, Serving
 from models.scorer import Scorer
 from nearcast.clock import ManualClock
-from nearcast.ids import CustomerId
+from nearcast.ids import CustomerId, place_of
 from tests.models import onnx_files
 from tests.models.onnx_files import CRASH, NAN, SLOW, TRIGGER, WIDTH, mean_sigmoid
 
@@ -124,14 +124,16 @@ def test_a_share_that_grows_keeps_its_customers() -> None:
 
 def test_other_canaries_have_other_customers() -> None:
     """Who gets one version says nothing about who gets the next."""
-    both = sum(place_of("a", customer) < 0.5 and place_of("b", customer) < 0.5 for customer in PEOPLE)
+    both = sum(
+        place_of("canary", "a", customer) < 0.5 and place_of("canary", "b", customer) < 0.5 for customer in PEOPLE
+    )
     assert abs(both / len(PEOPLE) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(PEOPLE))
 
 
 @given(st.text(max_size=30))
 def test_a_place_is_in_the_whole(customer: str) -> None:
     """From 0 to below 1, so a share of 1 is everybody."""
-    assert 0 <= place_of("v", CustomerId(customer)) < 1
+    assert 0 <= place_of("canary", "v", CustomerId(customer)) < 1
 
 
 def test_a_batch_with_a_canary_scores_as_its_rows_do() -> None:

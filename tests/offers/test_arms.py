@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nearcast.ids import CustomerId
+from nearcast.ids import CustomerId, place_of
 from nearcast.world import Experiment
-from offers.arms import in_arm, is_held_out, place_in, place_of
+from offers.arms import in_arm, is_held_out, place_in
 from offers.policy import Policy
 from tests.offers.examples import promotion
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offers.arms import place_of
+from nearcast.ids import place_of
 from offers.choice import Option, choose
 
 NEVER = (0.999, 0.0)

@@ -13,13 +13,13 @@ from redis.asyncio import Redis
 
 from models.fallback import FALLBACK, Limits
 from models.manifest import CARD_FILE, MANIFEST_FILE, MODEL_FILE
-from models.registry import DEFAULT, Roles, place_of
+from models.registry import DEFAULT, Roles
 from nearcast import keys
 from nearcast.clock import ManualClock, SystemClock
 from nearcast.decisions import Decision
 from nearcast.errors import ConfigurationError, Conflict, InputError, NotFound, TooLarge
 from nearcast.events import Consent, Event, Location, Profile
-from nearcast.ids import CustomerId
+from nearcast.ids import CustomerId, place_of
 from server import model_registry
 from server.cli import main
 from server.live_models import LiveModels
@@ -369,7 +369,7 @@ async def test_models_change_under_events(
                     mean_sigmoid(row, shift_of[decision.model_version])[0], abs=1e-6
                 )
         if decision.model_version == versions[2]:
-            assert place_of(versions[2], decision.customer) < 0.3
+            assert place_of("canary", versions[2], decision.customer) < 0.3
     assert {*used} == {*versions}, used
 
 

@@ -9,9 +9,9 @@ from redis.asyncio import Redis
 
 from nearcast.decisions import Decision, Reason
 from nearcast.events import Consent, Event, Line, Location, Purchase, Receipt
+from nearcast.ids import place_of
 from nearcast.messages import Message
 from nearcast.world import Cap, Promotion, Words
-from offers.arms import place_of
 from offers.policy import Policy
 from server.core import policy_of
 from server.settings import load

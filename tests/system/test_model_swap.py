@@ -14,7 +14,7 @@ from tests.models import onnx_files
 from tests.server.town import LNG, WORLD, metres_north
 from tests.system.process import KEYS, Server, eventually
 
-PEOPLE = 30
+PEOPLE = 20
 
 
 def upload() -> bytes:

@@ -130,6 +130,38 @@ async def test_a_replay_meets_the_same_chance(tmp_path: Path, monkeypatch: pytes
     assert report.before.outcomes.keys() == {"offer", "nothing"}
 
 
+async def test_channels_are_ordered_as_the_engine_orders_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the learned order, a replay says by which channel an offer would go first; another one is a difference.
+
+    Ann can have both. Nobody knows her, so the model says what is usual: the app before the SMS that is named first.
+    Against a live decision for that SMS, only this is different. With the promotion's own order nothing is said of it.
+    """
+    in_the_app = NOON, Consent(id="consent-app", uid="ann", ts=NOON, scope="websocket", granted=True)
+    due_ms = NOON + HOUR // 2
+    recorded = Timer(id="t", uid="ann", ts=due_ms, kind="cart_abandoned", due_ms=due_ms)
+    moment = {"event": "t", "customer": "ann", "trigger": "cart_abandoned", "at_ms": due_ms, "subject": "cart"}
+    decision = {
+        "id": "d" * 32,
+        "moment": moment,
+        "outcome": "offer",
+        "at_ms": due_ms,
+        "deadline_ms": due_ms + 300_000,
+        "candidates": [],
+        "rules_version": "r",
+        "model_version": "m",
+        "promotion": "remind",
+        "channels": {"sms": 0.4, "websocket": 0.3},
+    }
+    both = msgspec.structs.replace(REMIND, channels=["sms", "websocket"])
+    world = tmp_path / "both.json"
+    world.write_bytes(msgspec.json.encode(msgspec.structs.replace(TOWN, promotions=[both])))
+    day = recording(tmp_path, [consent(NOON), in_the_app, cart(NOON), (due_ms, recorded)], [{"decision": decision}])
+    for order, after in (("promotion", "offer remind"), ("learned", "offer remind by websocket")):
+        monkeypatch.setenv("NEARCAST_CHANNEL_ORDER", order)
+        report = await replayed(day, world=[world])
+        assert [(each.before, each.after) for each in report.samples] == [("offer remind by sms", after)]
+
+
 async def test_timers_that_are_not_waited_for(tmp_path: Path) -> None:
     """A recorded timer of a cart that has changed since, or was never there, fires nothing; one that is waited for is
     where the recording has it, and fires once."""
