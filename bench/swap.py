@@ -5,7 +5,8 @@
 One engine process works off a steady load on Kafka (the city of `bench.engine`). In every other slice the registry is
 told each second to use another redeem model, which the engine follows; latency is from handing an event to the log's
 client until its batch is committed. Afterwards a second engine with an empty store works off the same log without any
-swap: both must have made the same decisions, by id, and each engine must have counted as many as it has stored.
+swap: both must have made the same decisions, by id, and each engine must have counted as many as it has stored. The
+stored decisions say which model each is owed to; a swapping slice in which not both have decided ends the benchmark.
 
 The last line is one JSON object. On a machine that is too slow for the rate, latency says how far the engine fell
 behind: then look at `kept_up`, and take a lower one.
@@ -17,10 +18,12 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from redis.asyncio import Redis
 
@@ -32,12 +35,15 @@ from models.manifest import read_files
 from models.training.train import run as train
 from nearcast import keys
 from nearcast.clock import SystemClock
+from nearcast.decisions import Decision
 from server.model_registry import ModelRegistry
 from server.store import client_of
 from server.valkey import EmbeddedValkey
 
 _SWAP_EVERY_S = 1.0
 _KEPT_UP_WITHIN_S = 1.0
+_AT_ONCE = 5_000
+_DECISION = msgspec.json.Decoder(Decision)
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, object]:
@@ -49,11 +55,14 @@ async def measure(arguments: argparse.Namespace) -> dict[str, object]:
         worker = await here.worker(first=True, customers=arguments.customers)
         version = await other_model(registry)
         phases: list[Phase] = []
+        decided: dict[str, str] = {}
+        slices: list[Counter[str]] = []
         times: dict[bool, list[np.ndarray]] = {False: [], True: []}
         kept_up, swaps = True, 0
         try:
             await here.fill(here.walk.everyone())
             phases.append(await here.run(worker))
+            decided |= await decisions(redis)
             for number in range(arguments.slices):
                 swapping = number % 2 == 1
                 await worker.ask(Order(record=True), Ready)
@@ -65,12 +74,15 @@ async def measure(arguments: argparse.Namespace) -> dict[str, object]:
                 phases.append(await worker.ask(Order(here.ends(), commits=str(commits)), Phase))
                 kept_up &= phases[-1].ended_s - ended_s < _KEPT_UP_WITHIN_S
                 times[swapping].append(latencies_ms(here, commits))
+                new = await decisions(redis, decided.keys())
+                decided |= new
+                slices.append(Counter(owed for owed in new.values() if owed))
                 show(number, swapping, times[swapping][-1])
         finally:
             await worker.stop()
         counted = round(sum(phase.counters["nearcast_decisions"] for phase in phases))
-        decided = await decisions(redis)
         await redis.aclose()
+        check_both_decided(slices, version)
         expected = await without_swaps(here, arguments.customers)
     steady, swapping_ms = (np.concatenate(times[kind]) for kind in (False, True))
     p99, p99_swapping = float(np.percentile(steady, 99)), float(np.percentile(swapping_ms, 99))
@@ -80,8 +92,10 @@ async def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "events": len(steady) + len(swapping_ms),
         "swaps": swaps,
         "decisions": len(decided),
-        "lost": len(expected - decided),
-        "doubled": counted - len(decided) + len(decided - expected),
+        "decided_by": dict(sum(slices[0::2], Counter())),
+        "decided_by_swapping": dict(sum(slices[1::2], Counter())),
+        "lost": len(expected - decided.keys()),
+        "doubled": counted - len(decided) + len(decided.keys() - expected),
         "p50_ms": round(float(np.percentile(steady, 50)), 2),
         "p50_swapping_ms": round(float(np.percentile(swapping_ms, 50)), 2),
         "p99_ms": round(p99, 2),
@@ -123,7 +137,7 @@ async def swapped(registry: ModelRegistry, version: str, swapping: bool) -> Asyn
                 await registry.rollback("redeem", by="bench")
 
 
-async def without_swaps(here: Rig, customers: int) -> set[str]:
+async def without_swaps(here: Rig, customers: int) -> Set[str]:
     """What an engine with an empty store decides about the same log."""
     print("the same log again, without a swap", flush=True)
     folder = here.site.folder / "again"
@@ -140,18 +154,33 @@ async def without_swaps(here: Rig, customers: int) -> set[str]:
         redis = client_of(valkey.url)
         found = await decisions(redis)
         await redis.aclose()
-        return found
+        return found.keys()
     finally:
         await valkey.stop()
 
 
-async def decisions(redis: Redis) -> set[str]:
-    """Ids of all that the store has."""
+async def decisions(redis: Redis, known: Set[str] = frozenset()) -> dict[str, str]:
+    """All that the store has, by id, but for the known ones: the model that scored it; empty if none did."""
     marker = keys.decision(0, "").split("}", 1)[1]
-    found = set()
-    async for key in redis.scan_iter(match=f"*{marker}*", count=5_000):
-        found.add(key.decode().split(marker, 1)[1])
+    names = [key async for key in redis.scan_iter(match=f"*{marker}*", count=_AT_ONCE)]
+    new = [name for name in dict.fromkeys(names) if name.decode().split(marker, 1)[1] not in known]
+    found = {}
+    for first in range(0, len(new), _AT_ONCE):
+        blobs = await redis.mget(new[first : first + _AT_ONCE])
+        for decision in [_DECISION.decode(blob) for blob in blobs if blob is not None]:
+            found[str(decision.id)] = decision.model_version if decision.features_hash else ""
     return found
+
+
+def check_both_decided(slices: Sequence[Counter[str]], other: str) -> None:
+    """`slices` has the decisions by the model that scored, steady and swapping in turns. Raises `RuntimeError`."""
+    shipped = slices[0].keys() - {other}
+    for number, owed in enumerate(slices):
+        if number % 2 == 1 and not (owed[other] and any(owed[version] for version in shipped)):
+            raise RuntimeError(
+                f"slice {number + 1} should have swapped, but its decisions are owed to {dict(owed)}, and not to "
+                f"both {other} and the model before it ({', '.join(sorted(shipped)) or 'none'})"
+            )
 
 
 def show(number: int, swapping: bool, times_ms: np.ndarray) -> None:

@@ -186,9 +186,8 @@ class Courier:
 
         Raises `Stopping`, `Fenced` when another dispatcher goes on with the message or its entry is gone, and
         `InputError` when what is stored about it can't be read. `waiting` is entered for as long as the message waits
-        for a channel. `times_ms` are those of its `Pending`.
+        for a channel. `times_ms` are those of its `Pending`, and when the dispatcher had it; () if they are not known.
         """
-        times_ms = (*times_ms, self._clock.now_ms()) if times_ms else ()
         delivery = await self._patience.insist("a delivery", partial(self._desk.delivery, message))
         interrupted = delivery.state == "sending"
         journey = _Journey(message, entry_id, delivery, interrupted, tuple(message.channels), times_ms)

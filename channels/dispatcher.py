@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -110,6 +110,7 @@ class Dispatcher:
     ) -> None:
         self._outbox = outbox
         self._desk = desk
+        self._clock = clock
         self._settings = settings or DispatcherSettings()
         self._stopping = asyncio.Event()
         self._patience = Patience(self._settings.backoff_s, self._settings.backoff_cap_s, self._stopping)
@@ -181,6 +182,9 @@ class Dispatcher:
 
     def _queue(self, pending: Pending) -> None:
         self._taken += 1
+        if pending.times_ms:
+            # What it waits for from here on is ours.
+            pending = replace(pending, times_ms=(*pending.times_ms, self._clock.now_ms()))
         entry = pending.entry
         lane = f"customer {entry.customer}" if isinstance(entry, Message) else f"key {entry.key}"
         if lane in self._lanes:

@@ -53,7 +53,7 @@ def count_handed_over(message: MessageId, times_ms: Sequence[int]) -> None:
 
 def note_of(message: MessageId, times_ms: Sequence[int]) -> str:
     """What goes with a publication to the gateways, and no further; "" where times are not known."""
-    return f"{message} {times_ms[0]} {times_ms[-1]}" if times_ms else ""
+    return f"{message} {times_ms[0]} {max(times_ms)}" if times_ms else ""
 
 
 class Shown:
@@ -66,22 +66,27 @@ class Shown:
 
     def written(self, note: str) -> None:
         """The first of a node's sockets has been given a publication with this note."""
-        message, arrived_ms, handed_over_ms = note.split(" ")
-        at_ms = max(self._clock.now_ms(), int(handed_over_ms))
-        _OF_STAGE["socket"].observe((at_ms - int(handed_over_ms)) / 1000)
-        _UNTIL_SOCKET.observe((at_ms - int(arrived_ms)) / 1000)
-        self._written[MessageId(message)] = int(arrived_ms), at_ms
+        message, *times = note.split(" ")
+        arrived_ms, handed_over_ms = map(int, times)
+        # A note of an earlier release may say that it was handed over before it arrived.
+        at_ms = max(self._clock.now_ms(), arrived_ms, handed_over_ms)
+        _OF_STAGE["socket"].observe((at_ms - handed_over_ms) / 1000)
+        _UNTIL_SOCKET.observe((at_ms - arrived_ms) / 1000)
+        self._written[MessageId(message)] = arrived_ms, at_ms
         if len(self._written) > REMEMBERED:
             del self._written[next(iter(self._written))]
-        log.debug("message=%s on a socket socket_ms=%d", message, at_ms - int(handed_over_ms))
+        log.debug("message=%s on a socket socket_ms=%d", message, at_ms - handed_over_ms)
 
-    def acknowledged(self, message: MessageId) -> str:
-        """A device shows it: when it was written, and now, as `keys.channel_shown` keeps it. Counts once a message."""
-        now_ms = self._clock.now_ms()
+    def times(self, message: MessageId, shown_ms: int) -> str:
+        """When it was written (0: not known), and when a device showed it, as `keys.channel_shown` keeps it."""
+        _, written_ms = self._written.get(message, (0, 0))
+        return f"{written_ms} {shown_ms}"
+
+    def acknowledged(self, message: MessageId, shown_ms: int) -> None:
+        """Measure a message that a device showed, and whose times are kept. Counts once a message."""
         arrived_ms, written_ms = self._written.pop(message, (0, 0))
         if written_ms:
-            at_ms = max(now_ms, written_ms)
+            at_ms = max(shown_ms, written_ms)
             _OF_STAGE["ack"].observe((at_ms - written_ms) / 1000)
             _UNTIL_ACK.observe((at_ms - arrived_ms) / 1000)
             log.debug("message=%s acknowledged ack_ms=%d", message, at_ms - written_ms)
-        return f"{written_ms} {now_ms}"

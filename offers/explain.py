@@ -74,15 +74,20 @@ class Thing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Worth(msgspec.Struct, frozen=True, kw_only=True):
-    """What a message of it would bring: the model's probability, at the moment, x value - cost."""
+    """What a message of it would bring: the model's probability, at the moment, x value - cost.
+
+    `exploration` is the share of such decisions that are left to chance, which asks for no worth.
+    """
 
     value_cents: float
     #: In all, and how much of it is annoyance: the price of so many offers ignored in a row.
     cost_cents: float
     annoyance_cents: float
     ignored: int
-    #: It is made if the probability is above this; 1: never. None: whatever it is, being an alert to staff.
+    #: It is made if the probability is above this; 1: never, but by chance. None: whatever it is, being an alert to
+    #: staff.
     worth_it_from: float | None
+    exploration: float
 
 
 class PastThing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -186,8 +191,9 @@ def explain(
 ) -> Explanation:
     """The explanation, as of the time of `moment`. `stock` as for `offers.decide.screen`; `decisions` newest first."""
     found = things(promotion, moment, customer, catalogue) if fits(promotion.where, moment) else []
+    worth = _worth(promotion, customer, catalogue, policy, moment.at_ms)
     asked = [
-        _thing(promotion, sku, moment, customer, catalogue, stock, policy)
+        _thing(promotion, sku, moment, customer, catalogue, stock, policy, worth)
         # Of what is no candidate the gates can be asked, too, as far as they don't need a thing.
         for sku in (found or [moment.sku])
     ]
@@ -201,7 +207,7 @@ def explain(
         promotion=promotion.promotion_id,
         at_ms=moment.at_ms,
         rules_version=catalogue.version,
-        summary=_summary(bool(found), assumed, asked),
+        summary=_summary(bool(found), assumed, asked, worth),
         situation=Situation(
             trigger=moment.trigger,
             assumed=assumed,
@@ -213,7 +219,7 @@ def explain(
         candidate=bool(found),
         conditions=list(_conditions(promotion, moment, assumed, customer, catalogue, bool(found))),
         things=asked,
-        worth=_worth(promotion, customer, catalogue, policy, moment.at_ms),
+        worth=worth,
         held_out=is_held_out(promotion, customer.id, policy),
         decisions=len(decisions),
         stopped_by=dict(sorted(stopped.items())),
@@ -319,6 +325,7 @@ def _thing(
     catalogue: Catalogue,
     stock: Mapping[tuple[StoreId, Sku], int],
     policy: Policy,
+    worth: Worth,
 ) -> Thing:
     candidate = Candidate(promotion=promotion.promotion_id, sku=sku)
     asked = every_gate(candidate, moment, customer, catalogue, stock, policy, moment.at_ms)
@@ -326,16 +333,14 @@ def _thing(
     stopped_by = next((reason for reason, stops in asked if stops), None)
     return Thing(
         sku=sku,
-        stopped_by=stopped_by or _lost_for_sure(promotion, moment, customer, catalogue, policy),
+        stopped_by=stopped_by or _lost_for_sure(promotion, customer, policy, worth),
         gates=[Gate(name=reason, passes=not stops, detail=_DETAILS[reason](looked_at)) for reason, stops in asked],
     )
 
 
-def _lost_for_sure(
-    promotion: Promotion, moment: Moment, customer: Customer, catalogue: Catalogue, policy: Policy
-) -> Reason | None:
-    """Why a thing that passes every gate is not chosen, whatever the model says of it."""
-    if _worth(promotion, customer, catalogue, policy, moment.at_ms).worth_it_from == 1.0:
+def _lost_for_sure(promotion: Promotion, customer: Customer, policy: Policy, worth: Worth) -> Reason | None:
+    """Why a thing that passes every gate is not chosen, whatever the model says of it and however chance falls."""
+    if worth.worth_it_from == 1.0 and not worth.exploration:
         return Reason.NOT_WORTH_IT
     return Reason.HOLDOUT if is_held_out(promotion, customer.id, policy) else None
 
@@ -349,18 +354,24 @@ def _worth(promotion: Promotion, customer: Customer, catalogue: Catalogue, polic
         annoyance_cents=annoyance_cents(promotion, times_ignored, policy),
         ignored=times_ignored,
         worth_it_from=None if promotion.kind == "assist" else cost / value if cost < value else 1.0,
+        exploration=0.0 if promotion.kind == "assist" else policy.exploration,
     )
 
 
-def _summary(candidate: bool, assumed: bool, asked: Iterable[Thing]) -> str:
+def _summary(candidate: bool, assumed: bool, asked: Iterable[Thing], worth: Worth) -> str:
     stopped = [thing.stopped_by for thing in asked]
     if not candidate:
         return "no candidate: see the conditions that don't hold"
     if None not in stopped:
         return f"stopped by {_list(dict.fromkeys(reason.value for reason in stopped if reason))}"
-    if assumed:
-        return "nothing stops it at such a moment, unless another is worth more, or it too little; it has not come yet"
-    return "nothing stops it now, unless another promotion is worth more, or this one too little"
+    exploration = f"(exploration {worth.exploration:g})"
+    if worth.worth_it_from == 1.0:
+        said = f"it is worth too little whatever the model says, but chance may make it {exploration}"
+    else:
+        chance = f", or chance chooses otherwise {exploration}" if worth.exploration else ""
+        when = "at such a moment" if assumed else "now"
+        said = f"nothing stops it {when}, unless another promotion is worth more, or this one too little{chance}"
+    return f"{said}; the moment has not come yet" if assumed else said
 
 
 def _considered(promotion: Promotion, decision: Decision) -> bool:

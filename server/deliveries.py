@@ -72,7 +72,10 @@ async def report_of(redis: Redis, partition: int, customer: CustomerId, sent: Se
         stored = await redis.get(keys.delivery(partition, sent.message))
         shown = await redis.get(keys.channel_shown(customer_channel(customer), sent.message))
     delivery = _decoded(sent.message, stored)
-    ends_ms = [int(at_ms) for at_ms in text(shown).split()] if shown is not None else []
+    ends_ms: list[int] = []
+    # A push whose hand-over failed may be on a device all the same, and an SMS was sent then: a trace is of one way.
+    if shown is not None and delivery.channel == "websocket":
+        ends_ms = [int(at_ms) for at_ms in text(shown).split()]
     return Report(
         message=sent.message,
         decision=sent.decision,

@@ -319,8 +319,21 @@ class Desk:
         await self._streams.revoke(customer, self.clock.now_ms())
         await self._streams.disconnect(customer, FORCED.code, FORCED.reason)
 
-    def has_channel(self, channel: str) -> bool:
-        """Whether a public channel is that of a store or a zone in the world now."""
+    async def has_channel(self, channel: str) -> bool:
+        """Whether a public channel is that of a store or a zone in the world now.
+
+        Raises `Unavailable` for one that may stand in a stored world that can't be used.
+        """
+        if self._knows_channel(channel):
+            return True
+        # A client may be quicker than our next look at what another process has just added.
+        await self._world.refresh()
+        known = self._knows_channel(channel)
+        if not known and self._world.problem is not None:
+            raise Unavailable("the stored world can't be used")
+        return known
+
+    def _knows_channel(self, channel: str) -> bool:
         kind, _, name = channel.partition(":")
         world = self._world.current
         return name in (world.catalogue.stores if kind == "store" else world.fences.by_id)

@@ -140,8 +140,8 @@ class DeviceBackend:
             "wishlist.list": self._wishes,
         }
 
-    def exists(self, channel: str) -> bool:
-        return self._desk.has_channel(channel)
+    async def exists(self, channel: str) -> bool:
+        return await self._desk.has_channel(channel)
 
     async def rpc(self, identity: Identity, method: str, data: bytes) -> bytes:
         call = self._methods.get(method)
@@ -172,9 +172,11 @@ class DeviceBackend:
         first = device
         if published:
             # The first device's times, as its name: what is there already stays.
-            shown = self._streams.shown.acknowledged(message)
-            beside = (keys.channel_shown(channel, message), shown)
+            shown, now_ms = self._streams.shown, self._desk.clock.now_ms()
+            beside = (keys.channel_shown(channel, message), shown.times(message, now_ms))
             first = await self._first(keys.channel_acked(channel, message), device, _ACKED_TTL_S, beside)
+            # Not before the store has it: a device whose ack fails tries again.
+            shown.acknowledged(message, now_ms)
         await self._desk.receipt(customer, message, DecisionId(seen.decision), "delivered", "websocket", "")
         if published and first == device:
             await withdraw(self._streams, channel, Withdraw(message=message, reason="elsewhere", by=device))

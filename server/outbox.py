@@ -213,6 +213,8 @@ class ValkeyOutbox:
         for partition, entry_id in self._held:
             by_partition.setdefault(partition, []).append(entry_id)
         for partition, entry_ids in by_partition.items():
+            # Oldest first, for what was kept first is taken over first, should this be the last time.
+            entry_ids.sort(key=_place)
             for start in range(0, len(entry_ids), _KEEP_AT_ONCE):
                 some = entry_ids[start : start + _KEEP_AT_ONCE]
                 await self._redis.eval(_KEEP, 1, keys.outbox(partition), GROUP, self._consumer, *some)
@@ -252,6 +254,12 @@ class ValkeyOutbox:
         if await self._redis.eval(_BURY, 2, *streams, GROUP, entry_id, *fields):
             DEAD_LETTERS.labels(reason).inc()
             log.error("outbox entry %s of partition %d is a dead letter: %s", entry_id, partition, reason)
+
+
+def _place(entry_id: str) -> tuple[int, int]:
+    """Where an entry stands in its stream."""
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number)
 
 
 def _times_ms(entry_id: str, fields: Fields) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ TASKS_END_WITHIN_S = 1.0
 #: What shares a thing that takes seconds to make (a broker, models, a server, a browser) stays in one test process.
 #: Parts of tests' ids.
 _TOGETHER = {
-    "kafka": ("[kafka", "tests/server/log/test_kafka.py", "tests/faults/"),
+    "kafka": ("[kafka", "test_kafka.py", "tests/faults/", "test_on_kafka", "test_a_consumer_whose_connections"),
     "training": ("tests/models/", "tests/server/test_training_cli.py"),
     "sdk": ("tests/sdk/",),
     "clients": ("tests/clients/",),
@@ -61,6 +61,7 @@ class _Scheduling(LoadScopeScheduling):
         return next((name for name, parts in _TOGETHER.items() if any(part in nodeid for part in parts)), nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Scheduling:
     """How tests are dealt out to test processes."""
     return _Scheduling(config, log)

@@ -17,8 +17,11 @@ class Identity(NamedTuple):
 class Backend(Protocol):
     """Answers clients. Calls of one connection come one after the other, those of several at the same time."""
 
-    def exists(self, channel: str) -> bool:
-        """Whether a public channel is that of a store or a zone that there is. Others may not take up room."""
+    async def exists(self, channel: str) -> bool:
+        """Whether a public channel is that of a store or a zone that there is. Others may not take up room.
+
+        Raises `Unavailable` while that can't be told.
+        """
         ...
 
     async def rpc(self, identity: Identity, method: str, data: bytes) -> bytes:

@@ -340,8 +340,6 @@ class Client:
 
     def _go_live(self, joined: Sequence[tuple[Subscription, Recovered]]) -> None:
         for subscription, _ in joined:
-            if (before := self._subscriptions.get(subscription.channel)) is not None:
-                subscription.take_over(before)
             self._leave(subscription.channel)
             self._subscriptions[subscription.channel] = subscription
         for subscription, _ in joined:
@@ -350,7 +348,7 @@ class Client:
     async def _subscribe(self, subscribe: protocol.Subscribe) -> None:
         number, channel, since = subscribe.id, subscribe.channel, subscribe.since
         identity = self._identity
-        if (refusal := self._refusal(channel, "subscribe")) is not None:
+        if (refusal := await self._refusal(channel, "subscribe")) is not None:
             self._refuse(number, refusal)
             return
         if channel not in self._subscriptions and channel not in identity.channels:
@@ -359,30 +357,38 @@ class Client:
                 self._refuse(number, LIMIT_EXCEEDED)
                 return
         before = self._subscriptions.get(channel)
-        had = 0 if before is None else before.offset
-        joined = await self._join(self._accepted, [(channel, since)])
+        if before is not None:
+            # Until its answer the new subscription gets nothing in some SDKs: each publication is to come by one of the
+            # two, before the answer or after it.
+            before.hold()
+        try:
+            joined = await self._join(self._accepted, [(channel, since)])
+        except BaseException:
+            if before is not None:
+                before.go_live()
+            raise
         if joined is None:
             return
         [(subscription, found)] = joined
-        if before is not None:
-            # It went on meanwhile: what it brought since the client asked, this one brings no more.
-            given = range(had + 1, before.offset + 1)
-            rest = [publication for publication in found.publications if publication.offset not in given]
-            found = found._replace(publications=rest)
         if subscribe.strict and since is not None and not found.recovered:
             self._services.hub.leave(subscription)
+            if before is not None:
+                before.go_live()
             self._refuse(number, UNRECOVERABLE)
             return
+        if before is not None and (since is None or not found.recovered):
+            # The answer brings nothing from before the position that it names.
+            before.give(found.position.offset)
         # A server-side subscription of the channel ends here: the SDK gives its publications to this one now.
         self._write(protocol.subscribed(number, since is not None, found))
         self._go_live(joined)
 
-    def _refusal(self, channel: str, action: Literal["subscribe", "history"]) -> ErrorCode | None:
-        """Why the client may not listen to a channel, if it may not."""
+    async def _refusal(self, channel: str, action: Literal["subscribe", "history"]) -> ErrorCode | None:
+        """Why the client may not listen to a channel, if it may not. Raises `Unavailable`."""
         if not allowed(self._identity, channel, action):
             return PERMISSION_DENIED
         own = channel in self._identity.channels
-        return None if own or self._services.backend.exists(channel) else UNKNOWN_CHANNEL
+        return None if own or await self._services.backend.exists(channel) else UNKNOWN_CHANNEL
 
     async def _publish(self, publish: protocol.Publish) -> None:
         number = publish.id
@@ -400,7 +406,7 @@ class Client:
 
     async def _history(self, history: protocol.History) -> None:
         number, channel, limit, since, reverse = history
-        if (refusal := self._refusal(channel, "history")) is not None:
+        if (refusal := await self._refusal(channel, "history")) is not None:
             self._refuse(number, refusal)
             return
         try:

@@ -9,7 +9,7 @@ A token may be part of an address: no address is ever logged.
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 from urllib.parse import parse_qs
 
 import h11
@@ -57,6 +57,12 @@ class Request(NamedTuple):
     headers: dict[str, str]
 
 
+class Spare(Protocol):
+    """A connection that can be cut off."""
+
+    def abort(self) -> None: ...
+
+
 class Fallback:
     """Answers what is not a WebSocket. Give it a connection with `answer`; set `draining` before the end."""
 
@@ -71,6 +77,9 @@ class Fallback:
         #: Whether the node has more connections than it may have.
         self.is_full: Callable[[], bool] = lambda: False
         self.open: set[HttpConnection] = set()
+        #: Who goes first when there is no room: connections that wait for a request to come, or have been refused;
+        #: of WebSockets, too. Longest first.
+        self.spare: dict[Spare, None] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, transport: asyncio.Transport, first: bytes, address: str | None) -> None:
@@ -130,7 +139,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _forget(self) -> None:
         self._site.open.discard(self)
-        self._site.services.wheel.remove(self)
+        self._unlimit()
         if self._address is not None:
             self._site.addresses.leave(self._address)
 
@@ -308,7 +317,7 @@ class HttpConnection(asyncio.Protocol):
                 self._turn_down(429, "address", "There are too many connections from this address.")
                 return
             self._address = address
-        self._site.services.wheel.remove(self)
+        self._unlimit()
         self._newcomer = kind, text
         self._site.turnstile.enter(self)
 
@@ -347,7 +356,7 @@ class HttpConnection(asyncio.Protocol):
         self._waits_for_node = True
         # What arrives meanwhile is the next request.
         self._transport.pause_reading()
-        self._site.services.wheel.remove(self)
+        self._unlimit()
         task = asyncio.create_task(self._hand_in(post), name="gateway-post")
         self._site.tasks.add(task)
         task.add_done_callback(self._site.tasks.discard)
@@ -414,4 +423,11 @@ class HttpConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def _limit(self, within_s: float) -> None:
+        """From now on it waits for a request."""
+        self._unlimit()
+        self._site.spare[self] = None
         self._site.services.wheel.add(self, self._site.services.clock.monotonic_s() + within_s)
+
+    def _unlimit(self) -> None:
+        self._site.spare.pop(self, None)
+        self._site.services.wheel.remove(self)

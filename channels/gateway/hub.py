@@ -68,18 +68,20 @@ class Subscription:
         self._held: list[tuple[int, Envelope]] | None = []
         self._lost = False
 
-    @property
-    def offset(self) -> int:
-        """The last publication that the listener was given."""
-        return self._offset
-
     def start_at(self, position: Position) -> None:
         """The listener has, or is about to get, everything up to `position`."""
         self._offset = position.offset
 
-    def take_over(self, other: "Subscription") -> None:
-        """Leave out what the listener was given by another subscription of the channel, which ends."""
-        self._offset = max(self._offset, other.offset)
+    def hold(self) -> None:
+        """Keep back what comes: another subscription of the listener is to take over. Then `give`, or `go_live`."""
+        self._held = []
+
+    def give(self, up_to: int) -> None:
+        """Deliver what was kept back up to an offset, before this subscription ends; the rest is the other one's."""
+        held, self._held = self._held or [], None
+        for offset, envelope in held:
+            if offset <= up_to:
+                self.deliver(offset, envelope)
 
     def go_live(self) -> None:
         """Deliver what was held back, and everything from now on."""

@@ -12,8 +12,13 @@ def affordable_connections() -> int:
 
 
 def cut_off_above(connections: int) -> int:
-    """Above how many of them those that come are not even answered; in between they are refused."""
+    """Above how many of them one is cut off for each that comes; in between they are refused."""
     return connections + connections // 20 + 16
+
+
+def limit_per_address(wanted: int, connections: int) -> int:
+    """How many of a node's connections one address may have: not so many that it fills the node. 0: any number."""
+    return min(wanted, max(1, connections // 2)) if wanted and connections else wanted
 
 
 class TokenBucket:

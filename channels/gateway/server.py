@@ -15,6 +15,7 @@ from channels.gateway.clients import Clients
 from channels.gateway.emulation import Sessions
 from channels.gateway.fallback import Fallback
 from channels.gateway.hub import Hub, end, guarded
+from channels.gateway.limits import limit_per_address
 from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
@@ -48,7 +49,8 @@ class Gateway:
         self._turnstile = Turnstile(
             settings.handshakes_per_second, settings.joins_at_once, settings.queue_s, settings.queue_room, clock
         )
-        addresses = Addresses(settings.connections_per_address, settings.trusted_proxies)
+        per_address = limit_per_address(settings.connections_per_address, settings.connections)
+        addresses = Addresses(per_address, settings.trusted_proxies)
         self._sessions = Sessions(services, self._clients, streams.alias, streams.tell)
         self._fallback = Fallback(services, self._sessions, addresses, self._turnstile)
         self._door = Door(services, self._clients, addresses, self._turnstile, self._fallback)

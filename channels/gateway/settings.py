@@ -34,7 +34,8 @@ class GatewaySettings:
     max_frame_bytes: int = 64 * 1024
     #: Connections of this node in all, of whatever kind; 0: any number.
     connections: int = 0
-    #: Connections from one address (of IPv6: one /64); a shop's whole Wi-Fi may be one. 0: any number.
+    #: Connections from one address (of IPv6: one /64); a shop's whole Wi-Fi may be one. 0: any number. Never more than
+    #: half of `connections`, or one address could fill a node.
     connections_per_address: int = 1_000
     #: Connections of one user to one node; the oldest goes when another one comes. 0: any number.
     connections_per_user: int = 16

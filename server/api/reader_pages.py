@@ -1,14 +1,13 @@
 """Pages behind the links of SMS and e-mail: the offer with its coupon, and unsubscribing.
 
-The signed token is the login. Reading (GET) changes nothing but the "opened" receipt, because mail scanners follow
-links; only the button's POST applies or unsubscribes. Unsubscribing also takes the one-click POST of RFC 8058.
-Errors are pages too, for people read them.
+The signed token is the login. Reading (GET) changes nothing, because mail scanners and previews follow links: the page
+itself says that it is opened once somebody sees it, and only the button's POST applies or unsubscribes. Unsubscribing
+also takes the one-click POST of RFC 8058. Errors are pages too, for people read them.
 """
 
-import logging
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any, cast, get_args
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
@@ -20,12 +19,12 @@ from nearcast.events import ConsentScope
 from nearcast.ids import DecisionId, message_id
 from server.api.auth import Behind
 from server.api.html import page
+from server.api.keyring import Buckets, Caller
 from server.api.links import Link
 from server.api.problems import headers_of
 from server.api.services import Services
 from server.coupons import Coupon
 
-_LOG = logging.getLogger("nearcast.server.api")
 _SCOPES: tuple[ConsentScope, ...] = get_args(ConsentScope)
 _WHAT: dict[ConsentScope, str] = {
     "all": "anything",
@@ -43,6 +42,8 @@ _BARE = {
     "price_cents": None,
     "discount_cents": None,
 }
+#: Everybody who opens a link, to the rate limit: they have no keys, and a bucket per link would take ever more room.
+_READERS = Caller(b"readers", frozenset())
 _TITLES = {404: "This link is not valid", 410: "Too late", 413: "Too much"}
 
 
@@ -71,17 +72,26 @@ router = APIRouter(tags=["pages"], route_class=_Page)
 
 
 @router.api_route("/m/{token}", methods=["GET", "HEAD"], include_in_schema=False)
-async def show_offer(token: str, request: Request, services: Behind) -> Response:
+async def show_offer(token: str, services: Behind) -> Response:
     """The offer, and its coupon if it was applied."""
     link = services.links.verify("message", token, services.clock.now_ms())
     decision = await _decision(services, link)
-    if request.method == "GET":
-        await _opened(services, link, decision.id)
     try:
         coupon = await services.coupons.validate(services.coupons.code_of(decision.id))
     except NotFound:
         coupon = None
     return await _offer_page(services, decision, coupon)
+
+
+@router.post("/m/{token}/opened", include_in_schema=False)
+async def note_opened(token: str, request: Request, services: Behind) -> Response:
+    """The page is in front of somebody. Saying so again changes nothing."""
+    link = services.links.verify("message", token, services.clock.now_ms())
+    cast("Buckets", request.app.state.buckets).take(_READERS)
+    decision = await _decision(services, link)
+    message = message_id(decision.id, "customer")
+    await services.receipt(link.customer, message, decision.id, "opened", link.channel, "")
+    return Response(status_code=204)
 
 
 @router.post("/m/{token}", include_in_schema=False)
@@ -125,21 +135,12 @@ async def _decision(services: Services, link: Link) -> Decision:
     return decision
 
 
-async def _opened(services: Services, link: Link, decision: DecisionId) -> None:
-    try:
-        message = message_id(decision, "customer")
-        await services.receipt(link.customer, message, decision, "opened", link.channel, "")
-    except Unavailable:
-        # A customer at the till needs the page more than we need to know that it was opened.
-        _LOG.warning("an opened receipt was not written: the log is away")
-
-
 async def _offer_page(services: Services, decision: Decision, coupon: Coupon | None) -> Response:
     offer = await services.push(decision)
     if offer is None and coupon is None:
         raise Gone("promotion_ended", "this offer is no more")
     if coupon is None:
-        return page("offer.html", offer=offer, coupon=None)
+        return page("offer.html", calls_back=True, offer=offer, coupon=None)
     until = datetime.fromtimestamp(coupon.offer.expires_ms / 1000, UTC)
     return page(
         "offer.html",

@@ -43,8 +43,10 @@ class OfPromotion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """A kind of difference, and how often it is there. A side is `offer coffee`, `nothing (capped)` or `-`;
-    `offer coffee by sms` where a model has put the channels in order, and SMS first."""
+    """A kind of difference, and how often it is there. A side is `offer coffee`, `nothing (capped)` or `-`.
+
+    It is `offer coffee by sms` where a model has put the channels in order, and SMS first.
+    """
 
     before: str
     after: str

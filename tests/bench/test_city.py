@@ -37,7 +37,7 @@ def test_two_percent_of_the_fixes_cause_a_transition(world: WorldFile) -> None:
 def test_most_fixes_are_near_no_store_and_one_event_in_twenty_is_no_fix(world: WorldFile) -> None:
     """About one fix in eight is inside a fence, so most of those inside change nothing."""
     walk = Walk(world, 4_000, start_ms=NOW_MS, step_ms=1.5)
-    made = list(events(walk.next(20_000)))
+    made = list(events(walk.next(10_000)))
     fixes = [event for event in made if isinstance(event, Location)]
     assert 0.94 < len(fixes) / len(made) < 0.96
     index = FenceIndex.build(world.fences)

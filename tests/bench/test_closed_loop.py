@@ -123,9 +123,9 @@ def test_who_knows_the_truth_does_best(runs: dict[str, closed_loop.Run]) -> None
 
 
 def test_who_has_learnt_does_better_than_chance() -> None:
-    """In a few small towns together: in a single one luck decides."""
+    """More offers are redeemed, in a few small towns together: in a single one luck decides."""
     learned, at_random = (
-        sum(run(name, SMALL, seed).of(EXPLORE).value_cents for seed in (4, 5, 6)) for name in ("learned", "random")
+        sum(run(name, SMALL, seed).of(EXPLORE).conversions for seed in (4, 5, 6)) for name in ("learned", "random")
     )
     assert learned > at_random
 

@@ -1,6 +1,8 @@
 """The way of a message: stages in order, clocks that disagree, and what is measured once."""
 
 import re
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY, generate_latest
 
+from channels.dispatcher import DispatcherSettings
 from channels.stub import StubChannel
 from channels.trace import ARRIVED, REMEMBERED, STAGES, Mark, Shown, marks, note_of
 from nearcast.clock import ManualClock
+from nearcast.errors import RetrySend
 from nearcast.ids import MessageId
 from tests.channels.examples import MemoryDesk, MemoryOutbox, a_message, until
 from tests.channels.test_dispatcher import running
@@ -81,11 +85,47 @@ def test_a_device_is_measured_once_a_message() -> None:
     before = _measured(whole, until="socket"), _measured(whole, until="ack"), _measured(stage, stage="ack")
     shown.written(note_of(MESSAGE, (begin_ms, begin_ms, begin_ms, begin_ms, begin_ms + 300)))
     clock.advance(1_500)
-    assert shown.acknowledged(MESSAGE) == f"{begin_ms + 400} {begin_ms + 1_900}"
-    assert shown.acknowledged(MESSAGE) == f"0 {begin_ms + 1_900}"
+    shown_ms = clock.now_ms()
+    for _ in range(2):
+        assert shown.times(MESSAGE, shown_ms) == f"{begin_ms + 400} {begin_ms + 1_900}"
+    for _ in range(2):
+        shown.acknowledged(MESSAGE, shown_ms)
+    assert shown.times(MESSAGE, shown_ms) == f"0 {begin_ms + 1_900}"
     after = _measured(whole, until="socket"), _measured(whole, until="ack"), _measured(stage, stage="ack")
     grown = [now - then for old, new in zip(before, after, strict=True) for then, now in zip(old, new, strict=True)]
     assert grown == pytest.approx([1, 0.4, 1, 1.9, 1, 1.5])
+
+
+@given(st.lists(st.integers(1, 10**7), min_size=5, max_size=5), st.integers(1, 10**7))
+def test_the_way_to_a_device_is_never_negative_whatever_the_clocks_say(times_ms: list[int], shown_ms: int) -> None:
+    """A log or an engine whose clock is ahead of the gateway's makes it short, and no shorter than nothing; with the
+    stages before, it is the whole way."""
+    whole, stage = "nearcast_event_to_device_seconds", "nearcast_delivery_stage_seconds"
+
+    def measured() -> list[float]:
+        counted = [_measured(whole, until="socket"), _measured(whole, until="ack")]
+        return [seconds for _, seconds in (*counted, *(_measured(stage, stage=name) for name in STAGES[4:]))]
+
+    before = measured()
+    shown = Shown(ManualClock(5_000_000))
+    shown.written(note_of(MESSAGE, times_ms))
+    shown.acknowledged(MESSAGE, shown_ms)
+    until_socket, until_ack, socket, ack = (now - then for now, then in zip(measured(), before, strict=True))
+    assert min(until_socket, until_ack, socket, ack) > -1e-4
+    assert until_socket == pytest.approx((max(times_ms) - times_ms[0]) / 1000 + socket, abs=1e-4)
+    assert until_ack == pytest.approx(until_socket + ack, abs=1e-4)
+
+
+async def test_what_waits_behind_another_message_of_the_customer_waits_for_the_dispatcher() -> None:
+    """As "dispatch", not "queue": it was taken when the first was."""
+    outbox, desk = MemoryOutbox(a_message(1), a_message(2)), MemoryDesk("sms")
+    sms = StubChannel("sms", [RetrySend("busy")] * 2)
+    now_ms = a_message().at_ms
+    outbox.waiting = deque(replace(pending, times_ms=(now_ms,) * 3) for pending in outbox.waiting)
+    async with running(outbox, desk, sms, settings=DispatcherSettings(backoff_s=0.1)):
+        await until(lambda: len(outbox.finished) == 2)
+    first, second = (desk.deliveries[a_message(number).id][-1].times_ms for number in (1, 2))
+    assert second[3] < first[4] <= second[4]
 
 
 def test_what_is_never_acknowledged_is_forgotten() -> None:
@@ -93,8 +133,9 @@ def test_what_is_never_acknowledged_is_forgotten() -> None:
     shown = Shown(ManualClock())
     for number in range(REMEMBERED + 1):
         shown.written(f"m{number} 1 2")
-    assert shown.acknowledged(MessageId("m0")).startswith("0 ")
-    assert not shown.acknowledged(MessageId("m1")).startswith("0 ")
+    assert shown.times(MessageId("m0"), 9) == "0 9"
+    assert shown.times(MessageId("m1"), 9) != "0 9"
+    shown.acknowledged(MessageId("m1"), 9)
     assert len(shown._written) == REMEMBERED - 1
 
 

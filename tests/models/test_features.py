@@ -113,6 +113,7 @@ def test_a_customer_never_heard_of_has_a_row() -> None:
     features = known(Customer(id=CustomerId("u")))
     assert features.pop("log_days_valid") == pytest.approx(math.log(7))
     assert features.pop("log_redemption_share") == pytest.approx(math.log(1 + 0.1 / 0.05))
+    assert features.pop("log_days_since_segment") == pytest.approx(math.log(366))
     assert set(features.values()) == {0.0}
 
 
@@ -135,6 +136,8 @@ def test_the_figures_are_what_the_names_say() -> None:
             "log_redemption_share": math.log(1 + 1.1 / 3 / 0.05),
             "log_segment_rate": math.log(1 + (0.5 + week) / known_for),
             "log_segment_coupon_rate": math.log(1 + 0.5 / known_for),
+            "segment_spend_share": 800 / 1_800,
+            "log_days_since_segment": math.log(1 + 7),
             "log_days_valid": math.log(7),
         }
     )
@@ -235,4 +238,4 @@ def test_a_row_leaves_the_customer_alone() -> None:
 
 def test_the_hash_names_these_features() -> None:
     """Names and hash change together: whoever changes one sees that shipped models must be trained again."""
-    assert REDEEM.hash == "4a01a617daefa90fa317ae636f4e12fb0588620496a8e8fb8bf717277ad9bd79"
+    assert REDEEM.hash == "c16070d198a3db8b80aed331f99efee22f3c587515d1ef038c6c0f204d8f1a38"

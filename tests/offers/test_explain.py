@@ -280,6 +280,35 @@ def test_what_comes_after_the_gates(
     assert told.held_out is (deal.kind == "offer" and (deal.holdout == 1.0 or held_out_of_all))
 
 
+@pytest.mark.parametrize(
+    ("offer", "exploration", "reason", "said"),
+    [
+        ({"cost_cents": 100}, 0.0, Reason.NOT_WORTH_IT, "stopped by not_worth_it"),
+        ({"cost_cents": 100}, 0.5, None, "worth too little whatever the model says, but chance may make it"),
+        ({"cost_cents": 100, "holdout": 1.0}, 0.5, Reason.HOLDOUT, "stopped by holdout"),
+        ({}, 0.5, None, "or chance chooses otherwise (exploration 0.5)"),
+        ({"kind": "assist"}, 0.5, None, "nothing stops it now"),
+    ],
+)
+def test_where_chance_may_choose(offer: dict[str, Any], exploration: float, reason: Reason | None, said: str) -> None:
+    """What is never worth it may still be made where the policy explores, unless somebody is held out of it: it is
+    said to be stopped only if none of many moments leads to it."""
+    deal, policy = promotion(**offer), Policy(exploration=exploration)
+    told = why_not(customer(), deal, inside(DOORSTEP), policy=policy)
+    assert told.things[0].stopped_by == reason
+    assert said in told.summary
+    assert told.worth.exploration == (exploration if deal.kind == "offer" else 0.0)
+    decided = [what_happens(customer(), deal, at=moment(event=f"e-{n}"), policy=policy) for n in range(40)]
+    assert any(each is not None and each.outcome == deal.kind for each in decided) is (reason is None)
+
+
+def test_chance_at_a_moment_to_come() -> None:
+    """It is said of an assumed moment, too, and that this has not come."""
+    told = why_not(customer(), promotion(cost_cents=100), at=SHOP, policy=Policy(exploration=0.1))
+    assert "chance may make it (exploration 0.1)" in told.summary
+    assert told.summary.endswith("the moment has not come yet")
+
+
 @pytest.mark.parametrize(("cost", "row"), [(0, 0), (30, 0), (0, 2), (10, 3)])
 def test_what_it_is_worth(cost: int, row: int) -> None:
     """The terms add up; and the probability from which it is worth it is the one where the decision turns."""

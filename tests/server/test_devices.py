@@ -8,21 +8,24 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from channels.delivery import Delivery
 from channels.gateway.backend import Identity
 from channels.gateway.server import Gateway
 from channels.gateway.settings import GatewaySettings
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
+from channels.trace import ARRIVED, STAGES
 from clients.device import Device, Refused
 from models.registry import FixedModels
 from nearcast import keys, metrics, topics
 from nearcast.clock import SystemClock
 from nearcast.customer import Customer, SentMessage
 from nearcast.decisions import Decision
-from nearcast.errors import Conflict, Forbidden, InputError, NotFound, Recalled
-from nearcast.events import Consent, Location, Receipt, decode
+from nearcast.errors import Conflict, Forbidden, InputError, NotFound, Recalled, Unavailable
+from nearcast.events import Channel, Consent, Location, Receipt, decode
 from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, Sku, StoreId, message_id, partition_of
 from nearcast.messages import Push, Withdraw
 from nearcast.moments import Moment
@@ -187,6 +190,50 @@ async def test_the_first_device_shows_it(backend: DeviceBackend, redis: Redis) -
         {"kind": "withdraw", "message": message, "reason": "elsewhere", "by": "c-phone"}
     ]
     assert {receipt.status for receipt in await logged(redis, topics.FEEDBACK)} == {"delivered"}
+
+
+async def test_an_ack_that_is_tried_again_keeps_its_times(
+    backend: DeviceBackend, desk: Desk, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the store was away the first time, the second tells when the message was written, and counts."""
+    customer, message = CustomerId("ann"), message_id(DecisionId("d1"), "customer")
+    await decided(redis, customer, "d1")
+    await published(redis, "customer:ann", "d1")
+    delivery = Delivery(state="sent", channel="websocket", times_ms=(1, 2, 3, 4, 5))
+    await redis.set(keys.delivery(partition_of(customer, PARTITIONS), message), msgspec.json.encode(delivery))
+    backend._streams.shown.written(f"{message} 1 2")
+    counted = "nearcast_event_to_device_seconds_count", {"until": "ack"}
+    before = REGISTRY.get_sample_value(*counted) or 0.0
+    with monkeypatch.context() as patched:
+
+        async def away(*_: object) -> None:
+            raise Unavailable("the store is away")
+
+        patched.setattr(backend, "_first", away)
+        with pytest.raises(Unavailable):
+            await backend.rpc(ANN, "ack", named("d1"))
+    assert REGISTRY.get_sample_value(*counted) == before
+    for _ in range(2):
+        await backend.rpc(ANN, "ack", named("d1"))
+    assert REGISTRY.get_sample_value(*counted) == before + 1
+    stages = [mark.stage for mark in (await desk.delivery(customer, message)).trace]
+    assert stages == [ARRIVED, *STAGES]
+
+
+@pytest.mark.parametrize("channel", ["websocket", "sms"])
+async def test_a_trace_is_of_the_channel_that_took_the_message(
+    backend: DeviceBackend, desk: Desk, redis: Redis, channel: Channel
+) -> None:
+    """A push that was given up may be on a device all the same: what became of it is no part of the SMS's way."""
+    customer, message = CustomerId("ann"), message_id(DecisionId("d1"), "customer")
+    await decided(redis, customer, "d1")
+    await published(redis, "customer:ann", "d1")
+    delivery = Delivery(state="sent", channel=channel, times_ms=(1, 2, 3, 4, 5))
+    await redis.set(keys.delivery(partition_of(customer, PARTITIONS), message), msgspec.json.encode(delivery))
+    backend._streams.shown.written(f"{message} 1 2")
+    await backend.rpc(ANN, "ack", named("d1"))
+    stages = [mark.stage for mark in (await desk.delivery(customer, message)).trace]
+    assert stages == [ARRIVED, *(STAGES if channel == "websocket" else STAGES[:4])]
 
 
 async def test_a_device_that_connected_anew(backend: DeviceBackend, redis: Redis) -> None:
@@ -463,12 +510,39 @@ async def test_public_news(gateway_url: str, desk: Desk, redis: Redis) -> None:
 
 async def test_public_channels_are_those_of_the_world(backend: DeviceBackend, desk: Desk) -> None:
     """Of its stores and zones, as they are now."""
-    assert not backend.exists("store:graben")
+    assert not await backend.exists("store:graben")
     await desk.put_world(WORLD)
-    assert backend.exists("store:graben")
-    assert backend.exists("zone:near")
-    assert not backend.exists("store:near")
-    assert not backend.exists("zone:graben")
+    assert await backend.exists("store:graben")
+    assert await backend.exists("zone:near")
+    assert not await backend.exists("store:near")
+    assert not await backend.exists("zone:graben")
+
+
+async def test_a_store_that_another_process_has_just_added(backend: DeviceBackend, redis: Redis) -> None:
+    """Whoever has heard of it may subscribe to its channel at once, on any node."""
+    assert not await backend.exists("store:graben")
+    await WorldStore(redis).put(WORLD)
+    assert await backend.exists("store:graben")
+
+
+async def test_public_channels_of_a_world_that_cannot_be_read(backend: DeviceBackend, redis: Redis) -> None:
+    """A node that has never had it can't say of any channel that there is none; once it is mended, it can."""
+    world = WorldStore(redis)
+    await world.put(WORLD)
+    await redis.hset(keys.world("promotion"), "p", b'{"of":"another release"}')
+    await redis.incr(keys.world_version())
+    for channel in ("store:graben", "zone:near", "store:nowhere"):
+        with pytest.raises(Unavailable):
+            await backend.exists(channel)
+    await world.remove("promotion", "p")
+    assert await backend.exists("store:graben")
+    assert not await backend.exists("store:nowhere")
+    # A node that has had it goes on with what it knows.
+    await redis.hset(keys.world("promotion"), "p", b'{"of":"another release"}')
+    await redis.incr(keys.world_version())
+    with pytest.raises(Unavailable):
+        await backend.exists("store:nowhere")
+    assert await backend.exists("store:graben")
 
 
 @pytest.mark.parametrize(("audience", "channel"), [("customer", "customer:ann"), ("staff", "staff:graben")])

@@ -38,9 +38,12 @@ class ScriptedBackend:
     def __init__(self) -> None:
         self.events: list[tuple[Identity, Any]] = []
         self.gate = asyncio.Event()
+        self.knows_channels = True
         self.waiting = 0
 
-    def exists(self, channel: str) -> bool:
+    async def exists(self, channel: str) -> bool:
+        if not self.knows_channels:
+            raise Unavailable("what there is can't be told")
         return not channel.endswith(":nowhere")
 
     async def rpc(self, identity: Identity, method: str, data: bytes) -> bytes:

@@ -20,8 +20,9 @@ from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens, Verified
 from nearcast import keys
 from nearcast.clock import ManualClock, SystemClock
+from nearcast.errors import Unavailable
 from tests.channels.gateway.conftest import QUICK, StartGateway
-from tests.channels.gateway.support import SECRET, Device, Opened, ScriptedBackend, until
+from tests.channels.gateway.support import SECRET, WITHIN_S, Device, Opened, ScriptedBackend, until
 from tests.services.valkey import ValkeyProcess
 
 CHANNEL = "customer:c1"
@@ -282,30 +283,101 @@ async def test_the_note_of_a_publication_is_for_the_node_alone(
     assert kept == [{"data": {"n": 1}, "offset": 1}, {"data": {"n": 2}, "offset": 2}]
 
 
+class _Publisher:
+    """Publishes what the subscription that is there gets at once, and 3 and 4 while another one joins the channel:
+    before its answer is read from the store and after."""
+
+    def __init__(self, gateway: Gateway, streams: ChannelStreams, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._hub = gateway._hub
+        self._streams = streams
+        self._monkeypatch = monkeypatch
+
+    async def publish(self, data: bytes) -> None:
+        at = await self._streams.publish(CHANNEL, data)
+        feed = self._hub._feeds[CHANNEL]
+        await until(lambda: feed.position == at, "the subscription that is there has got it")
+
+    async def begin(self) -> str:
+        """The epoch."""
+        for data in (b"1", b"2"):
+            await self.publish(data)
+        join_all = self._hub.join_all
+
+        async def slowly(*asked: Any, **more: Any) -> Any:
+            self._monkeypatch.setattr(self._hub, "join_all", join_all)
+            await self.publish(b"3")
+            try:
+                return await join_all(*asked, **more)
+            finally:
+                await self.publish(b"4")
+
+        self._monkeypatch.setattr(self._hub, "join_all", slowly)
+        position = self._hub._feeds[CHANNEL].position
+        assert position is not None
+        return position.epoch
+
+
+@pytest.mark.parametrize("recovering", [False, True])
+async def test_a_subscription_of_the_sdk_has_no_hole(
+    gateway: Gateway, streams: ChannelStreams, token: str, monkeypatch: pytest.MonkeyPatch, recovering: bool
+) -> None:
+    """To a channel of the client's token: what follows the position that it is told, or asked for, it gets, in order
+    and once. Before the answer the SDK gives everything to the client's own handler."""
+    publisher = _Publisher(gateway, streams, monkeypatch)
+    offsets: list[int] = []
+    told: list[tuple[int, bool]] = []
+
+    class Events(centrifuge.SubscriptionEventHandler):
+        async def on_publication(self, ctx: centrifuge.PublicationContext) -> None:
+            offsets.append(ctx.pub.offset)
+
+        async def on_subscribed(self, ctx: centrifuge.SubscribedContext) -> None:
+            assert ctx.stream_position is not None
+            told.append((ctx.stream_position.offset, ctx.recovered))
+
+    async with Device(gateway, token) as device:
+        await device.ready()
+        epoch = await publisher.begin()
+
+        async def state(_: object) -> centrifuge.StreamPosition:
+            return centrifuge.StreamPosition(offset=1, epoch=epoch)
+
+        options = {"get_state": state} if recovering else {}
+        subscription = device.client.new_subscription(CHANNEL, Events(), **options)
+        await subscription.subscribe()
+        await subscription.ready(WITHIN_S)
+        await streams.publish(CHANNEL, b"5")
+        await until(lambda: offsets[-1:] == [5], "the last one has arrived")
+    assert told == [(3, recovering)]
+    assert offsets == ([2, 3, 4, 5] if recovering else [4, 5])
+    assert device.offsets == ([1, 2] if recovering else [1, 2, 3])
+
+
+async def test_a_channel_that_may_exist_is_one_to_ask_for_again(
+    gateway: Gateway, backend: ScriptedBackend, token: str
+) -> None:
+    """100 while what there is can't be told, which SDKs try again; 102 would be their last word."""
+    backend.knows_channels = False
+    async with Opened(gateway) as raw:
+        await raw.connect(token)
+        for command in ("subscribe", "history"):
+            await raw.send({"id": 2, command: {"channel": "store:s1"}})
+            assert (await raw.receive())["error"]["code"] == 100
+        backend.knows_channels = True
+        await raw.send({"id": 3, "subscribe": {"channel": "store:s1"}})
+        assert "subscribe" in await raw.receive()
+
+
 @pytest.mark.parametrize("since", [None, 1])
 async def test_a_channel_that_a_client_has_already_comes_once(
     gateway: Gateway, streams: ChannelStreams, token: str, monkeypatch: pytest.MonkeyPatch, since: int | None
 ) -> None:
     """What is published while a client subscribes to a channel of its token reaches it once, before the answer is read
     from the store and after; what it asks for again it gets besides."""
-    join_all = gateway._hub.join_all
-
-    async def slowly(*asked: Any, **more: Any) -> Any:
-        await published(b"3")
-        found = await join_all(*asked, **more)
-        await published(b"4")
-        return found
-
-    async def published(data: bytes) -> None:
-        at = await streams.publish(CHANNEL, data)
-        feed = gateway._hub._feeds[CHANNEL]
-        await until(lambda: feed.position == at, "the subscription that is there has got it")
-
+    publisher = _Publisher(gateway, streams, monkeypatch)
     async with Opened(gateway) as raw:
-        epoch = (await raw.connect(token))["connect"]["subs"][CHANNEL]["epoch"]
-        for data in (b"1", b"2"):
-            await published(data)
-        monkeypatch.setattr(gateway._hub, "join_all", slowly)
+        await raw.connect(token)
+        epoch = await publisher.begin()
         recovery = {} if since is None else {"recover": True, "epoch": epoch, "offset": since}
         await raw.send({"id": 2, "subscribe": {"channel": CHANNEL, **recovery}})
         await until(lambda: gateway._hub._feeds[CHANNEL].position == (epoch, 4), "all has been published")
@@ -317,8 +389,45 @@ async def test_a_channel_that_a_client_has_already_comes_once(
         assert await raw.receive() == {"id": 3, "unsubscribe": {}}
     pushed = [message["push"]["pub"]["offset"] for message in messages if "push" in message]
     [answer] = [message["subscribe"] for message in messages if "subscribe" in message]
-    assert pushed == [1, 2, 3, 4, 5]
-    assert [pub["offset"] for pub in answer.get("publications", [])] == ([] if since is None else [2])
+    assert pushed == ([1, 2, 3, 4, 5] if since is None else [1, 2, 4, 5])
+    assert [pub["offset"] for pub in answer.get("publications", [])] == ([] if since is None else [2, 3])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_what_cannot_be_recovered_takes_nothing_from_the_subscription_that_was_there(
+    gateway: Gateway, streams: ChannelStreams, token: str, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    """Whether the new one is refused for it or begins with `recovered: false`: each publication comes once."""
+    publisher = _Publisher(gateway, streams, monkeypatch)
+    async with Opened(gateway) as raw:
+        await raw.connect(token)
+        await publisher.begin()
+        since = {"recover": True, "epoch": "gone", "offset": 1, "flag": 2 if strict else 0}
+        await raw.send({"id": 2, "subscribe": {"channel": CHANNEL, **since}})
+        messages = [await raw.receive() for _ in range(5)]
+    answer = next(message for message in messages if "push" not in message)
+    assert answer["error"]["code"] == 112 if strict else not answer["subscribe"].get("recovered")
+    assert [message["push"]["pub"]["offset"] for message in messages if "push" in message] == [1, 2, 3, 4]
+
+
+async def test_a_store_that_is_away_takes_nothing_from_the_subscription_that_was_there(
+    gateway: Gateway, streams: ChannelStreams, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel that can't be joined just now is one to ask for again; meanwhile it is as before."""
+    publisher = _Publisher(gateway, streams, monkeypatch)
+
+    async def away(*_: object) -> None:
+        raise Unavailable("the store is away")
+
+    async with Opened(gateway) as raw:
+        await raw.connect(token)
+        await publisher.begin()
+        with monkeypatch.context() as patched:
+            patched.setattr(gateway._hub._streams, "attend", away)
+            await raw.send({"id": 2, "subscribe": {"channel": CHANNEL}})
+            messages = [await raw.receive() for _ in range(5)]
+    assert [message["error"]["code"] for message in messages if "error" in message] == [100]
+    assert [message["push"]["pub"]["offset"] for message in messages if "push" in message] == [1, 2, 3, 4]
 
 
 async def test_staff_publish_to_their_store(start_gateway: StartGateway, tokens: Tokens, token: str) -> None:

@@ -132,7 +132,7 @@ def test_nothing_that_is_sent_raises(frames: list[str], accepted: bool) -> None:
 class Backend:
     """Refuses what it doesn't know, as the real one."""
 
-    def exists(self, channel: str) -> bool:
+    async def exists(self, channel: str) -> bool:
         return channel in ("store:s1", "zone:z")
 
     async def rpc(self, _identity: Identity, method: str, data: bytes) -> bytes:

@@ -430,7 +430,7 @@ async def test_a_full_node_refuses_more_and_serves_those_it_has(
 ) -> None:
     """One more gets 503 and when to come back before it is a WebSocket, as does one more event stream; /health and who
     is in are answered as ever, and once one has left there is room."""
-    gateway = await start_gateway(connections=2)
+    gateway = await start_gateway(connections=2, connections_per_address=0)
     before = _refused("503", "full")
     async with opened(gateway) as first, opened(gateway) as second, httpx.AsyncClient(trust_env=False) as http:
         async with connected(gateway) as third:
@@ -455,18 +455,77 @@ async def test_a_full_node_refuses_more_and_serves_those_it_has(
     await assert_nothing_is_left(gateway)
 
 
-async def test_who_comes_in_masses_to_a_full_node_is_cut_off(start_gateway: StartGateway) -> None:
-    """Those that are refused take a descriptor each until they go: of them there are only so many, too."""
-    gateway = await start_gateway(connections=1)
+GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /connection/webs", b"POST /emulation HTTP/1.1\r\n", GET_HEALTH, b"refused"])
+async def test_who_fills_a_node_and_asks_for_nothing_makes_room(start_gateway: StartGateway, said: bytes) -> None:
+    """Connections of which no request has come, those that stay open after one, and those that were refused take a
+    descriptor each: beyond so many the one that is spared for longest is cut off for each that comes. Who is in, and
+    who asks for something, is served."""
+    gateway = await start_gateway(connections=1, connections_per_address=0)
+    room = cut_off_above(1) - 1
+    before = _refused("none", "full")
+    said = (HANDSHAKE + "\r\n").encode() if said == b"refused" else said
+    async with contextlib.AsyncExitStack() as stack:
+        inside = await stack.enter_async_context(opened(gateway))
+        spare = [await stack.enter_async_context(connected(gateway)) for _ in range(room)]
+        for each in spare:
+            each.writer.write(said)
+        await until(lambda: len(gateway._door.wires) + len(gateway._fallback.open) == room + 1, "all are there")
+        if said in (GET_HEALTH, (HANDSHAKE + "\r\n").encode()):
+            assert {await each.status() for each in spare} == {200 if said == GET_HEALTH else 503}
+        for longest in spare[:2]:
+            beyond = await stack.enter_async_context(connected(gateway))
+            beyond.writer.write(GET_HEALTH)
+            assert await beyond.status() == 200
+            await longest.ended()
+        assert _refused("none", "full") == before + 2
+        inside.send(Opcode.PING, b"here")
+        assert await inside.receive() == (Opcode.PONG, b"here")
+    await assert_nothing_is_left(gateway)
+
+
+async def test_who_comes_to_a_node_that_can_spare_nobody_is_cut_off(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While all that it has are being served; they are, to the end."""
+    gateway = await start_gateway(connections=1, connections_per_address=0)
     room = cut_off_above(1)
     before = _refused("none", "full")
+    served, handed_in = asyncio.Event(), 0
+
+    async def post(_: object) -> None:
+        nonlocal handed_in
+        handed_in += 1
+        await served.wait()
+
+    monkeypatch.setattr(gateway._sessions, "post", post)
+    body = json.dumps({"session": "s", "node": "n", "data": "{}"}).encode()
     async with contextlib.AsyncExitStack() as stack:
-        for _ in range(room):
-            await stack.enter_async_context(connected(gateway))
-        await until(lambda: len(gateway._door.wires) == room, "all are there")
+        posting = [await stack.enter_async_context(connected(gateway)) for _ in range(room)]
+        for each in posting:
+            each.writer.write(b"POST /emulation HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await until(lambda: handed_in == room, "all are being served")
         async with connected(gateway) as beyond:
             await beyond.ended()
         assert _refused("none", "full") == before + 1
+        served.set()
+        assert [await each.status() for each in posting] == [204] * room
+    await assert_nothing_is_left(gateway)
+
+
+async def test_one_address_cannot_fill_a_node(start_gateway: StartGateway) -> None:
+    """It has half of the connections at most, whatever is set: others get in."""
+    gateway = await start_gateway(connections=4, connections_per_address=1_000)
+    async with contextlib.AsyncExitStack() as stack:
+        idle = [await stack.enter_async_context(connected(gateway)) for _ in range(4)]
+        assert [await each.status() for each in idle[2:]] == [429] * 2
+        for each in idle[2:]:
+            each.writer.write_eof()
+            await each.ended()
+        other = await stack.enter_async_context(connected(gateway, "127.0.0.2"))
+        assert await other.shake_hands() == 101
     await assert_nothing_is_left(gateway)
 
 

@@ -19,7 +19,7 @@ Check = Callable[[httpx.Response, int], str]
 
 #: Everything that may be called without a key. Links carry their own proof, and are tested for that.
 PUBLIC = {"/health", "/ready", "/metrics", "/v1/openapi.json", "/docs"}
-BY_TOKEN = {"/m/{token}", "/u/{token}", "/v1/callbacks/sms/{token}"}
+BY_TOKEN = {"/m/{token}", "/m/{token}/opened", "/u/{token}", "/v1/callbacks/sms/{token}"}
 #: route → the roles that may call it, besides admin. The list the documentation promises.
 ROLES = {
     ("POST", "/v1/events"): "intake",

@@ -4,10 +4,14 @@ import re
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from nearcast.errors import Gone
 from nearcast.ids import StoreId
+from server.api.keyring import RateLimit
 from server.api.links import Link, Purpose
+from server.api.services import Limits
+from tests.server.api.conftest import client_of
 from tests.server.api.shop import ANNA, NOTHING, OFFER, Shop
 
 HOUR_MS = 3_600_000
@@ -20,7 +24,7 @@ def link(shop: Shop, purpose: Purpose, subject: str = OFFER) -> str:
 
 
 async def test_reading_does_not_apply(api: httpx.AsyncClient, shop: Shop) -> None:
-    """GET shows the offer and notes that it was opened; it mints nothing. HEAD notes nothing."""
+    """GET shows the offer; it mints nothing, and like HEAD it notes nothing: mail scanners follow links."""
     path = link(shop, "message")
     response = await api.get(path)
     assert response.status_code == 200
@@ -28,8 +32,33 @@ async def test_reading_does_not_apply(api: httpx.AsyncClient, shop: Shop) -> Non
     assert "&lt;b&gt;For you&lt;/b&gt;, Anna" in response.text
     assert '<form method="post">' in response.text
     assert (await api.head(path)).status_code == 200
-    assert shop.receipts == [(ANNA, OFFER, "opened", "sms", "")]
+    assert shop.receipts == []
     assert shop.coupons.code_of(OFFER)[:5] not in response.text
+
+
+async def test_the_page_says_that_it_is_seen(api: httpx.AsyncClient, shop: Shop) -> None:
+    """The page's own POST notes that the offer was opened, and answers nothing; nothing is applied by it."""
+    path = f"{link(shop, 'message')}/opened"
+    for method in ("GET", "HEAD", "PUT"):
+        assert (await api.request(method, path)).status_code == 405
+    assert shop.receipts == []
+    response = await api.post(path)
+    assert (response.status_code, response.content) == (204, b"")
+    assert shop.receipts == [(ANNA, OFFER, "opened", "sms", "")]
+    assert '<form method="post">' in (await api.get(path.removesuffix("/opened"))).text
+
+
+async def test_too_many_say_that_they_see_it(redis: Redis) -> None:
+    """A link's holder can't flood the log: what is over the limit is refused; the offer itself can still be had."""
+    shop = Shop(redis, limits=Limits(rate=RateLimit(per_s=0.5, burst=3)))
+    path = link(shop, "message")
+    async with client_of(shop) as api:
+        answers = [await api.post(f"{path}/opened") for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [204, 204, 204, 429]
+        assert answers[-1].headers["retry-after"] == "2"
+        assert (await api.get(path)).status_code == 200
+        assert (await api.post(path)).status_code == 200
+    assert [receipt[2] for receipt in shop.receipts] == ["opened"] * 3 + ["applied"]
 
 
 async def test_applying_shows_the_code(api: httpx.AsyncClient, shop: Shop) -> None:
@@ -40,7 +69,7 @@ async def test_applying_shows_the_code(api: httpx.AsyncClient, shop: Shop) -> No
         text = (await api.request(method, path)).text
         assert f"{code[:5]}-{code[5:10]}-{code[10:15]}-{code[15:]}" in text
         assert '<form method="post">' not in text
-    assert [r[2:4] for r in shop.receipts] == [("applied", "sms"), ("applied", "sms"), ("opened", "sms")]
+    assert [r[2:4] for r in shop.receipts] == [("applied", "sms"), ("applied", "sms")]
     await shop.coupons.redeem(code, StoreId("graben"), "r-1")
     assert "You have used this coupon" in (await api.get(path)).text
 
@@ -58,8 +87,18 @@ async def test_scripts_run_by_nonce_only(api: httpx.AsyncClient, shop: Shop) -> 
             f'<script nonce="{nonce}">',
         ]
         assert "unsafe" not in policy
+        assert "connect-src" not in policy
         nonces.add(nonce)
     assert len(nonces) == 2
+    policy = (await api.get(link(shop, "unsubscribe", "sms"))).headers["content-security-policy"]
+    assert "connect-src" not in policy
+
+
+async def test_an_offer_may_reach_nothing_but_its_own_host(api: httpx.AsyncClient, shop: Shop) -> None:
+    """The page of an offer that is still to be applied says that it is seen, to where it came from and nobody else."""
+    response = await api.get(link(shop, "message"))
+    assert "connect-src 'self';" in response.headers["content-security-policy"]
+    assert "http" not in response.text.split("<main", 1)[1]
 
 
 async def test_bad_links(api: httpx.AsyncClient, shop: Shop) -> None:
@@ -76,10 +115,12 @@ async def test_bad_links(api: httpx.AsyncClient, shop: Shop) -> None:
             response = await api.request(method, path)
             assert response.status_code == 404
             assert "This link is not valid" in response.text
+            if method == "POST" and path.startswith("/m/"):
+                assert (await api.post(f"{path}/opened")).status_code == 404
         assert (await api.request(method, good.replace("/m/", "/u/"))).status_code == 404
         assert (await api.request(method, link(shop, "message", NOTHING))).status_code == 404
     shop.clock.advance(HOUR_MS)
-    for path in (good, unsubscribe):
+    for path in (good, f"{good}/opened", unsubscribe):
         response = await api.post(path)
         assert response.status_code == 410
         assert "Too late" in response.text
@@ -90,7 +131,7 @@ async def test_log_away(api: httpx.AsyncClient, shop: Shop) -> None:
     """With the log away the offer can still be read; what can't be recorded asks to try again."""
     shop.away = True
     assert (await api.get(link(shop, "message"))).status_code == 200
-    for path in (link(shop, "message"), link(shop, "unsubscribe", "email")):
+    for path in (link(shop, "message"), f"{link(shop, 'message')}/opened", link(shop, "unsubscribe", "email")):
         response = await api.post(path)
         assert response.status_code == 503
         assert "try again" in response.text

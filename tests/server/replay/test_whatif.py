@@ -139,7 +139,7 @@ async def test_channels_are_ordered_as_the_engine_orders_them(tmp_path: Path, mo
     in_the_app = NOON, Consent(id="consent-app", uid="ann", ts=NOON, scope="websocket", granted=True)
     due_ms = NOON + HOUR // 2
     recorded = Timer(id="t", uid="ann", ts=due_ms, kind="cart_abandoned", due_ms=due_ms)
-    moment = {"event": "t", "customer": "ann", "trigger": "cart_abandoned", "at_ms": due_ms, "subject": "cart"}
+    moment = {"event": "t", "customer": "ann", "trigger": "cart_abandoned", "at_ms": due_ms, "subject": str(due_ms)}
     decision = {
         "id": "d" * 32,
         "moment": moment,
