@@ -212,10 +212,14 @@ class Play:
         loop = asyncio.get_running_loop()
         until = loop.time() + _LONGEST_SETTLE_S
         await asyncio.sleep(_SETTLE_S)
+        pushes = self._measure.websocket
         # Many queues, looked at once a run: not worth an event of their own.
-        while outlets.waiting and loop.time() < until:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
-        self._measure.server.read(await admin.metrics())
+        while True:
+            self._measure.server.read(await admin.metrics())
+            # Timers go on bringing pushes: it ends at a moment at which each that came has been acknowledged.
+            if not (outlets.waiting or pushes.sent > pushes.delivered) or loop.time() >= until:
+                return
+            await asyncio.sleep(_STEP_S)
 
 
 async def _until(stopped: asyncio.Event, seconds: float | None) -> None:

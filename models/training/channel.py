@@ -2,8 +2,9 @@
 
 No public history tells what people did with messages on several channels. So the shipped model learns from made-up
 people: each has a readiness of their own for each channel, spread around what is usual; messages come to them at
-random, and what they do goes through the serving fold as receipts. It is a prior that learns, made by the same steps as
-the other models; `nearcast train channel` on a retailer's own receipts is to replace it.
+random, and what they do goes through the serving fold as receipts. It is a prior that goes on from each customer's own
+receipts, made by the same steps as the other models. Data of one's own change the customers' number and the dates only:
+a model of real receipts has to be brought (docs/models.md says how).
 """
 
 import hashlib

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from clients.client import Nearcast
 from clients.demo.cast import PHONES
 from clients.demo.child import Child, free_ports
 from clients.demo.live import moving, scene
 from clients.demo.mailbox import Mail, Mailbox
 from clients.demo.measure import Measure, ServerCounters
+from clients.demo.outlets import Outlets
 from clients.demo.patience import insist
+from clients.demo.play import Play
 from clients.demo.stage import Stage
 from clients.simulator import Dot
 from nearcast.errors import Unavailable
 from tests.clients.gateway import until
+from tests.clients.web import Reply, recording_server
 
 
 def test_percentiles_are_nearest_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +112,26 @@ async def test_the_mailbox_takes_mail() -> None:
     assert [mail.to for mail in mails] == ["ann@example.com", "bob@example.com"]
     assert mails[0].subject == "Grüß Gott"
     assert "http://127.0.0.1/m/abc" in mails[0].text
+
+
+async def test_the_play_ends_with_nothing_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push that is on a device has been acknowledged when the counters are read; timers go on bringing some."""
+    monkeypatch.setattr("clients.demo.play._SETTLE_S", 0.0)
+    measure = Measure()
+    measure.websocket.sent = 2
+    measure.websocket.delivered = 1
+    play = Play(measure, lambda _: None, 1, headless=True)
+    with recording_server(answer=lambda _: Reply(200, b"", "text/plain")) as server:
+        async with Nearcast(server.url, "key") as admin, asyncio.TaskGroup() as tasks:
+            outlets = Outlets(admin, {}, measure, tasks)
+            settling = asyncio.create_task(play._settle(outlets, admin))
+            await until(lambda: len(server.requests) > 2 or settling.done())
+            assert not settling.done()
+            measure.websocket.delivered = 2
+            async with asyncio.timeout(5):
+                await settling
+            [event_task] = [task for task in asyncio.all_tasks() if task.get_name() == "events by http"]
+            event_task.cancel()
 
 
 async def test_insist_repeats_until_it_works() -> None:
