@@ -5,9 +5,9 @@ every offer ignored in a row doubles what the next one costs:
 
     annoyance = annoyance_cents x (2 ^ ignored - 1)
 
-With the default of 0.001 cents the first offers are as good as free. One that is expected to bring 0.04 cents (all that
-the shipped model expects of a stranger, where a redemption is worth 100) stops after six in a row, one of 30 cents after
-fifteen. One reaction, and it begins anew; and what is older than the policy's window is forgotten.
+With the default of 0.001 cents the first offers are as good as free. One that is expected to bring 0.04 cents (all
+that the shipped model expects of a stranger, where a redemption is worth 100) stops after six in a row, one of 30 cents
+after fifteen. One reaction, and it begins anew; and what is older than the policy's window is forgotten.
 """
 
 from nearcast.customer import UNSEEN, Customer

@@ -10,7 +10,6 @@ from redis.asyncio import Redis
 
 from channels.gateway.streams import ChannelStreams
 from models.fallback import Limits
-from models.scorer import Scorer
 from nearcast.clock import Clock, SystemClock
 from nearcast.fold import FoldRules
 from nearcast.world import Cap
@@ -19,7 +18,7 @@ from server.api.links import LinkSigner
 from server.consents import OptOuts
 from server.credentials import Secrets, secrets_for
 from server.intake import Intake
-from server.live_models import LiveModels, default_folder
+from server.live_models import LiveModels
 from server.log.base import EventLog
 from server.log.kafka import KafkaLog, KafkaOptions
 from server.log.leases import forget_predecessors
@@ -138,11 +137,6 @@ def fold_rules_of(settings: Settings) -> FoldRules:
         cart_abandoned_after_ms=round(settings.cart_abandoned_after_s * 1000),
         late_after_ms=round(settings.late_after_s * 1000),
     )
-
-
-def scorer_of(settings: Settings) -> Scorer:
-    """The redeem model that the settings name, or the shipped one."""
-    return Scorer.load(default_folder("redeem", settings.model_dir), budget_s=settings.model_budget_ms / 1000)
 
 
 def limits_of(settings: Settings) -> Limits:

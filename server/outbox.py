@@ -33,14 +33,21 @@ log = logging.getLogger("nearcast.server")
 
 GROUP = "dispatchers"
 
-#: Resets the idle time of those entries that are still this consumer's. In one script, so that an entry that another
-#: dispatcher has just claimed isn't taken back.
+#: Lets the idle time of those entries that are still this consumer's begin anew. In one script, so that an entry that
+#: another dispatcher has just claimed isn't taken back. KEYS: the stream. ARGV: the group, the consumer, when the idle
+#: time begins (Unix time in ms by the store's clock; "" for now), the entries. Returns when it begins.
 _KEEP = """
-for i = 3, #ARGV do
+local from = ARGV[3]
+if from == '' then
+  local now = redis.call('TIME')
+  from = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
+end
+for i = 4, #ARGV do
   if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2]) > 0 then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'TIME', from, 'JUSTID')
   end
 end
+return from
 """
 
 #: Forgets the consumers that have not asked for so long and hold nothing. KEYS: the stream. ARGV: the group, the time
@@ -213,11 +220,13 @@ class ValkeyOutbox:
         for partition, entry_id in self._held:
             by_partition.setdefault(partition, []).append(entry_id)
         for partition, entry_ids in by_partition.items():
-            # Oldest first, for what was kept first is taken over first, should this be the last time.
-            entry_ids.sort(key=_place)
+            # Should this be the last time, they are to be taken over in order: all from the same moment on, and where
+            # it ends half way, the older ones before those that were kept.
+            entry_ids.sort(key=_place, reverse=True)
+            begins = ""
             for start in range(0, len(entry_ids), _KEEP_AT_ONCE):
                 some = entry_ids[start : start + _KEEP_AT_ONCE]
-                await self._redis.eval(_KEEP, 1, keys.outbox(partition), GROUP, self._consumer, *some)
+                begins = await self._redis.eval(_KEEP, 1, keys.outbox(partition), GROUP, self._consumer, begins, *some)
 
     async def _take(self, stream: str, entries: Sequence[tuple[bytes, Fields | None]]) -> None:
         partition = self._streams[stream]

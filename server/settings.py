@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         1_000,
         ge=0,
         description="Connections to one gateway from one address (of IPv6: one /64), a shop's Wi-Fi or a carrier's NAT "
-        "for instance; 0: any number.",
+        "for instance; never more than half of NEARCAST_MAX_CONNECTIONS. 0: any number.",
     )
     trusted_proxies: list[str] = Field(
         [],

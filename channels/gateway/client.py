@@ -376,7 +376,7 @@ class Client:
                 before.go_live()
             self._refuse(number, UNRECOVERABLE)
             return
-        if before is not None and (since is None or not found.recovered):
+        if before is not None and not found.recovered:
             # The answer brings nothing from before the position that it names.
             before.give(found.position.offset)
         # A server-side subscription of the channel ends here: the SDK gives its publications to this one now.

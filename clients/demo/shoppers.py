@@ -147,6 +147,8 @@ class Hands:
             page = await insist(self._fetch, "GET", link)
             if page is None:
                 return
+            # What the page's own script does once somebody has looked at it.
+            await insist(self._fetch, "POST", f"{link}/opened")
             channel.opened += 1
             if rng.random() > _APPLIES:
                 return
@@ -170,7 +172,7 @@ class Hands:
             raise Unavailable(f"HTTP {answer.status_code}")
         if answer.status_code == 410:
             return None
-        if answer.status_code != 200:
+        if answer.status_code not in (200, 204):
             self._measure.errors[f"page_http_{answer.status_code}"] += 1
             return None
         return answer.text

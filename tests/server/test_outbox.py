@@ -139,6 +139,44 @@ async def test_entries_of_a_silent_dispatcher_are_taken_over(
     assert [row["consumer"] for row in pending] == [b"other"] * len(entries)
 
 
+async def test_what_is_kept_goes_idle_in_order(redis: Redis, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long keeping takes, and should the dispatcher end in the middle of it: no entry is taken over before an
+    older one."""
+    monkeypatch.setattr("server.outbox._KEEP_AT_ONCE", 2)
+    entries = [await _put(redis, a_message(n)) for n in range(5)]
+    outbox = make("alive", upkeep_s=0.0)
+    assert await _ids(outbox, 15) == entries
+    evaluate, left = redis.eval, 3
+
+    async def slowly(*arguments: object) -> object:
+        nonlocal left
+        if not left:
+            raise ConnectionError("the end")
+        left -= 1
+        answer = await evaluate(*arguments)
+        begin = await redis.time()
+
+        async def later() -> bool:
+            return bool(await redis.time() > (begin[0], begin[1] + 2_000))
+
+        await _until(later)
+        return answer
+
+    async def idle_ms() -> list[int]:
+        rows = await redis.xpending_range(keys.outbox(0), GROUP, "-", "+", 10)
+        assert [row["message_id"].decode() for row in rows] == entries
+        return [row["time_since_delivered"] for row in rows]
+
+    monkeypatch.setattr(redis, "eval", slowly)
+    await outbox.read(0, 0)
+    assert len(set(await idle_ms())) == 1
+    left = 1
+    with pytest.raises(Unavailable):
+        await outbox.read(0, 0)
+    found = await idle_ms()
+    assert found[0] == found[2] > found[3] == found[4]
+
+
 async def test_names_of_long_ago_are_forgotten(redis: Redis, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start removes those under which nobody has asked for a day; not one that still holds an entry."""
 
