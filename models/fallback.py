@@ -73,9 +73,19 @@ class Guard:
             self._failed(error)
             return self._instead(len(rows), "slow" if isinstance(error, TooSlow) else "failed")
         self._recovered()
+        made = self._checked(values)
         if self.drift is not None:
-            self.drift.add(self.scorer.choose(rows), values)
-        return self._checked(values)
+            self._watch(self.drift, self.scorer.choose(rows), made)
+        return made
+
+    def _watch(self, drift: DriftWatch, rows: NDArray[np.float32], made: Scored) -> None:
+        """Count the rows whose scores are the model's."""
+        if FALLBACK in made.versions:
+            good = [place for place, version in enumerate(made.versions) if version != FALLBACK]
+            if good:
+                drift.add(rows[good], [made.values[place] for place in good])
+        else:
+            drift.add(rows, made.values)
 
     def _checked(self, values: list[float]) -> Scored:
         versions = [self.version] * len(values)

@@ -10,6 +10,7 @@ serves instead is `models.fallback`'s business. A scorer is for one thread at a 
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ class Scorer:
                 f"model file {path} has SHA-256 {found}, its manifest says {manifest.onnx_sha256}: not the same model"
             )
         _check_features(manifest, path)
+        _check_reference(manifest, path)
         samples = files.samples
         scorer = cls(_open(content, path, len(manifest.features)), manifest)
         try:
@@ -224,6 +226,21 @@ def _check_features(manifest: Manifest, path: str) -> None:
         raise ConfigurationError(f"model {path} takes a feature twice")
     if manifest.features_hash != known.hash_of(manifest.features) or not {*manifest.features} <= {*known.columns}:
         raise ConfigurationError(f"model {path} was trained on other features: {_difference(manifest, known)}")
+
+
+def _check_reference(manifest: Manifest, path: str) -> None:
+    """What drift is measured by, every minute: it must not fail there."""
+    reference = manifest.reference
+    if reference is None:
+        return
+    if len(reference.features) != len(manifest.features):
+        raise ConfigurationError(
+            f"model {path} has a reference for {len(reference.features)} features, and takes {len(manifest.features)}"
+        )
+    for spread in (*reference.features, reference.score):
+        rising = all(low < high for low, high in pairwise(spread.edges))
+        if not rising or len(spread.shares) != len(spread.edges) + 1:
+            raise ConfigurationError(f"model {path}: a reference needs rising edges, and one share more than edges")
 
 
 def _difference(manifest: Manifest, known: FeatureSet) -> str:

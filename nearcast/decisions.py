@@ -55,6 +55,8 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
     expected_cents: float | None = None
     #: How likely it was to be chosen here. What is missing to 1 over all candidates is "nothing".
     probability: float | None = None
+    #: The customer was held out of it, so no policy could have chosen it here.
+    held_out: bool = False
     #: What the model was asked about, in the order of the feature set whose hash the decision has.
     inputs: list[float] = []
 

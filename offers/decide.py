@@ -123,6 +123,7 @@ def decide(
         # Ours alone: the ones given were copied when they got their value.
         candidate = candidates[index]
         candidate.probability = choice.probabilities[place]
+        candidate.held_out = options[place].is_held
         if place != choice.chosen:
             candidate.stopped_by = _lost(options[place], choice, place)
     _record(decision, choice, [candidates[index] for index in passed], catalogue)

@@ -26,7 +26,7 @@ from nearcast.customer import Customer, SentMessage
 from nearcast.decisions import Candidate, Decision
 from nearcast.errors import UnreadableState
 from nearcast.events import DeliveryStatus
-from nearcast.ids import CustomerId, DecisionId, coupon_code
+from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, coupon_code
 from server.coupons import AppliedOffer
 from server.state import StateStore
 from server.store import reaching_store, text
@@ -227,6 +227,7 @@ def _of_decision(decision: Decision) -> dict[str, object]:
     return {
         "at": decision.at_ms,
         "deadline": decision.deadline_ms,
+        "visitor": decision.customer.startswith(ANONYMOUS_PREFIX),
         "trigger": decision.moment.trigger,
         "store": decision.store,
         "outcome": decision.outcome,
@@ -263,6 +264,7 @@ def _of_actions(decision: Decision, kinds: Mapping[str, str]) -> Iterator[dict[s
         "value_cents": 0.0,
         "cost_cents": 0.0,
         "expected_cents": 0.0,
+        "candidate_held_out": False,
         "probability": max(0.0, 1.0 - sum(each or 0.0 for each in probabilities)) if known else None,
     }
     named = decision.features_hash == _FEATURES.hash
@@ -281,6 +283,7 @@ def _of_actions(decision: Decision, kinds: Mapping[str, str]) -> Iterator[dict[s
             "cost_cents": candidate.cost_cents,
             "expected_cents": candidate.expected_cents,
             "probability": candidate.probability,
+            "candidate_held_out": candidate.held_out,
         }
 
 

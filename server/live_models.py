@@ -112,7 +112,7 @@ class LiveModels:
         for place in [place for place, guard in self._guards.items() if place[0] == kind and id(guard) not in kept]:
             if place[1] != DEFAULT:
                 del self._guards[place]
-        metrics.MODEL_BROKEN.labels(kind).set(1 if faults else 0)
+        metrics.MODEL_BROKEN.labels(kind).set(1 if faults or active.scorer is None else 0)
         for fault in faults:
             logger.error("%s; model %s scores instead. See `nearcast models list`", fault, active.version)
         if active is not before.active:

@@ -5,8 +5,8 @@ what was interrupted goes on where it stopped, and nothing stale is ever found. 
 """
 
 import hashlib
+import inspect
 import os
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+import nearcast
 from models.training.dataset import Dataset
 from models.training.history import History
 from models.training.task import Task
-from nearcast import customer, fold
 from nearcast.ids import CustomerId
 
 #: Customers a file.
@@ -60,11 +60,12 @@ def _key(history: History, task: Task) -> str:
     total = hashlib.sha256()
     for text in (history.fingerprint, task.features.hash, str(CHUNK), *history.households):
         total.update(f"{text}\n".encode())
-    modules = [fold, customer, *(sys.modules[name] for name in (__name__, type(task).__module__))]
-    modules += [sys.modules[f"models.features.{task.features.kind}"], sys.modules["models.training.history"]]
-    for module in modules:
-        if module.__file__ is not None:
-            total.update(Path(module.__file__).read_bytes())
+    training, package = Path(__file__).parent, Path(nearcast.__file__).parent
+    files = [*package.glob("*.py"), *training.parent.glob("features/*.py")]
+    files += [training / f"{name}.py" for name in ("dataset", "extract", "history")]
+    files += [Path(inspect.getfile(type(task)))]
+    for file in sorted(files):
+        total.update(file.read_bytes())
     return f"{task.features.kind}-{total.hexdigest()[:24]}"
 
 

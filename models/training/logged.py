@@ -32,6 +32,7 @@ COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
     # Of the decision: the same in all of its rows.
     ("decision", pa.string()),
     ("customer", pa.string()),
+    ("visitor", pa.bool_()),
     ("at", _TIME),
     ("deadline", _TIME),
     ("exported", _TIME),
@@ -60,6 +61,7 @@ COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
     ("cost_cents", pa.float64()),
     ("expected_cents", pa.float64()),
     ("probability", pa.float64()),
+    ("candidate_held_out", pa.bool_()),
     # What came of it: only where `chosen`.
     ("status", pa.string()),
     ("channel", pa.string()),
@@ -75,7 +77,7 @@ COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
     ("purchased_after", pa.bool_()),
 )
 _OF_CHOICES = (
-    *("decision", "customer", "at", "position", "promotion", "kind", "chosen", "stopped_by", "propensity"),
+    *("decision", "customer", "at", "position", "promotion", "kind", "chosen", "candidate_held_out", "propensity"),
     *("value_cents", "cost_cents", "expected_cents", "probability", "redeemed", "reward_cents"),
 )
 #: Rows that are kept in memory before they are written: tens of megabytes.
@@ -210,7 +212,7 @@ def read_choices(path: Path) -> Logged:
     frame = frame.sort_values(["decision", "promotion", "position"], kind="stable", na_position="first")
     is_nothing = frame.kind == "nothing"
     # What the customer was held out of was no choice, whatever it was worth.
-    possible = frame.expected_cents.notna() & (frame.stopped_by != "holdout")
+    possible = frame.expected_cents.notna() & ~frame.candidate_held_out.fillna(value=False).astype(bool)
     inputs = feature_columns(frame)
     # In this order: each decision is counted under the first that holds.
     faults = {

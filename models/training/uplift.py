@@ -38,7 +38,7 @@ _RESAMPLES = 500
 _ENOUGH_CUSTOMERS, _ENOUGH_OUTCOMES = 100, 10
 _Z = 1.959963984540054
 _COLUMNS = (
-    *("decision", "customer", "at", "outcome", "would_be_promotion", "would_be_sku"),
+    *("decision", "customer", "visitor", "at", "outcome", "would_be_promotion", "would_be_sku"),
     *("promotion", "sku", "chosen", "propensity"),
 )
 
@@ -118,11 +118,15 @@ def read_units(path: Path, outcome: str = "purchased_after", promotion: str | No
             "promotion": chosen.would_be_promotion.where(held, chosen.promotion),
             "sku": chosen.would_be_sku.where(held, chosen.sku),
             "happened": chosen[outcome],
+            "visitor": chosen.visitor.fillna(value=False).astype(bool),
         }
     )[held | offered]
     if promotion is not None:
         first = first[first.promotion == promotion]
     first = first.sort_values("at", kind="stable").drop_duplicates("customer")
+    # Whoever signs in becomes somebody else, perhaps on the other side, and their purchases are theirs.
+    visitors = first.visitor
+    first = first[~visitors]
     unknown = first.happened.isna()
     first = first[~unknown]
     arms = first.groupby("promotion").treated.transform("nunique")
@@ -150,7 +154,11 @@ def read_units(path: Path, outcome: str = "purchased_after", promotion: str | No
         propensity=about.propensity.to_numpy(dtype=float),
         left_out={
             fault: int(holds.sum())
-            for fault, holds in (("the outcome is not known", unknown), ("nobody to compare with", alone))
+            for fault, holds in (
+                ("visitors who had not signed in", visitors),
+                ("the outcome is not known", unknown),
+                ("nobody to compare with", alone),
+            )
             if holds.any()
         },
     )

@@ -5,7 +5,6 @@ A model is uploaded as a ZIP file of its files. It is checked before it is kept,
 
 import asyncio
 import io
-import lzma
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -185,9 +184,12 @@ def unpacked(body: bytes) -> dict[str, bytes]:
                     )
                 if name in found:
                     raise InputError("malformed_body", f"{name} is in it twice")
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    # Python unpacks the others as a whole, however much that is.
+                    raise InputError("malformed_body", f"{name} must be stored or deflated")
                 with archive.open(info) as file:
                     found[name] = file.read(MAX_BYTES[name] + 1)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         # RuntimeError, with its kind NotImplementedError: encrypted, or packed in a way that Python doesn't know.
         raise InputError("malformed_body", f"this is no ZIP file that can be read: {error}") from None
     return found

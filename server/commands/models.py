@@ -116,6 +116,8 @@ def export(version: str, folder: Path) -> None:
     """Write the files of VERSION into FOLDER, for NEARCAST_MODEL_DIR of a replay, say, or for another installation."""
 
     found: dict[str, bytes] = {}
+    if folder.is_dir() and any(folder.iterdir()):
+        fail(f"{folder} is not empty: files of two models in one folder would be taken for one")
 
     async def work(registry: "ModelRegistry") -> None:
         found.update((await registry.files(version)).content)

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 import models
 from models.features.redeem import REDEEM
-from models.manifest import MANIFEST_FILE, MODEL_FILE, SAMPLES_FILE, Manifest, Samples, files_of, read, write
+from models.manifest import MANIFEST_FILE, MODEL_FILE, SAMPLES_FILE, Manifest, Reference, Samples, files_of, read, write
 from models.scorer import Scorer, ScoringError, TooSlow
 from models.training.dataset import Dataset
 from nearcast.errors import ConfigurationError
@@ -299,3 +300,28 @@ async def test_a_model_that_takes_long_to_load_keeps_nobody_waiting() -> None:
     for thread in threading.enumerate():
         if thread.name == "model loader":
             await asyncio.to_thread(thread.join)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda reference: {"features": reference.features[:-1]}, "a reference for 7 features, and takes 8"),
+        (
+            lambda reference: {"score": msgspec.structs.replace(reference.score, shares=reference.score.shares[:-1])},
+            "one share more than edges",
+        ),
+        (
+            lambda reference: {"score": msgspec.structs.replace(reference.score, edges=reference.score.edges[::-1])},
+            "rising edges",
+        ),
+    ],
+)
+def test_a_reference_that_drift_can_not_be_measured_by_is_refused(
+    folder: Path, spoil: Callable[[Reference], dict[str, Any]], said: str
+) -> None:
+    """Else it would fail once a minute in every process that scores with it."""
+    reference = read(folder).reference
+    assert reference is not None
+    change(folder, reference=msgspec.structs.replace(reference, **spoil(reference)))
+    with pytest.raises(ConfigurationError, match=said):
+        Scorer.load(folder)

@@ -87,7 +87,11 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [row | {"probability": None} for row in rows_of(1_001, "tea", tried, **known)],
             rows_of(1_002, "tea", tried),
             rows_of(1_003, None, {}),
-            [row | {"stopped_by": row.get("promotion") and "holdout"} for row in rows_of(1_004, None, {"tea": 0.0})],
+            # Held out of it, though it was stopped for another reason first.
+            [
+                row | {"stopped_by": "not_worth_it", "candidate_held_out": "promotion" in row}
+                for row in rows_of(1_004, None, {"tea": 0.0})
+            ],
             [row | {f"f_{REDEEM.columns[3]}": None} for row in rows_of(1_005, "tea", tried, **known)],
         ]
         for rows in unusable:
