@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from models.features.base import FeatureSet
 from models.features.buy_next import BUY_NEXT, customer_part, row
-from models.training.dataset import Dataset, Example
+from models.training.dataset import Dataset, Example, ms_of
 from models.training.history import DAY_MS, History
 from models.training.task import Classifier, Probabilities, Words
 from nearcast import fold
@@ -82,7 +82,7 @@ No age, income, sex or household make-up is used. What people buy can still stan
     def _moments(self, history: History, customer: CustomerId) -> Iterator[int]:
         """When the household is looked at: never so that the week ahead reaches into what is kept for judging."""
         first_ms = history.begins_ms + _FIRST_AFTER_MS
-        borders = [_ms(self.choose_from), _ms(self.test_from), history.ends_ms]
+        borders = [ms_of(self.choose_from), ms_of(self.test_from), history.ends_ms]
         phase = int.from_bytes(hashlib.blake2b(customer.encode(), digest_size=8).digest(), "little") % _EVERY_MS
         for at_ms in range(first_ms + phase, history.ends_ms, _EVERY_MS):
             if not any(at_ms < border < at_ms + HORIZON_MS for border in borders):
@@ -121,7 +121,3 @@ def _bought(purchases: Iterable[Purchase], before_ms: int, segments: Mapping[str
             break
         found.update(segments[line.sku] for line in purchase.items if line.sku in segments)
     return found
-
-
-def _ms(date: str) -> int:
-    return int(datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp() * 1000)

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.manifest import Window
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,24 @@ class Dataset:
             np.concatenate([part.practice_rows for part in parts]),
             np.concatenate([part.practice_outcome for part in parts]),
         )
+
+
+def window_of(rows: Dataset) -> Window:
+    """What a manifest says of these rows, of which there must be some."""
+    return Window(
+        first=date_of(int(rows.at_ms.min())),
+        last=date_of(int(rows.at_ms.max())),
+        groups=len(np.unique(rows.group)),
+        rows=len(rows.outcome),
+        positives=int(rows.outcome.sum()),
+    )
+
+
+def ms_of(date: str) -> int:
+    """The start of an ISO date, in UTC, as milliseconds."""
+    return int(datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp() * 1000)
+
+
+def date_of(at_ms: int) -> str:
+    """The ISO date of a time, in UTC."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).date().isoformat()

@@ -7,12 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from skl2onnx import to_onnx
 
+from models.scorer import ScoringError, compare
 from models.training.task import Classifier
 from nearcast.errors import NearcastError
 
-MAX_DIFFERENCE = 1e-5
-#: ONNX scores are 32-bit: rows nearer than this are ties, and may come in any order.
-TIE = 1e-6
 _OPSET = {"": 18, "ai.onnx.ml": 3}
 
 
@@ -34,13 +32,9 @@ def onnx_bytes(model: Classifier, name: str, width: int) -> bytes:
 def check_parity(reference: NDArray[np.float64], exported: NDArray[np.float64]) -> float:
     """The largest difference between the two models' probabilities on the same rows.
 
-    Raises `ParityError` if it exceeds `MAX_DIFFERENCE`, or if the two rank any rows differently that are not ties.
+    Raises `ParityError` if a server would refuse the file for it.
     """
-    difference = float(np.abs(reference - exported).max())
-    if not difference <= MAX_DIFFERENCE:
-        raise ParityError(f"ONNX and scikit-learn differ by {difference:.2e}; {MAX_DIFFERENCE:.0e} is allowed")
-    ranked = reference[np.argsort(exported, kind="stable")]
-    fall = float((np.maximum.accumulate(ranked) - ranked).max())
-    if fall > TIE:
-        raise ParityError(f"ONNX ranks rows differently whose probabilities are {fall:.2e} apart")
-    return difference
+    try:
+        return compare(reference, exported)
+    except ScoringError as error:
+        raise ParityError(f"the ONNX file is not the model that was trained: {error}") from None

@@ -6,7 +6,6 @@ algorithm is fitted anew at each cut.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from models.manifest import Manifest, Metrics, Window
 from models.scorer import Scorer
 from models.training import report_figures as figures
-from models.training.dataset import Dataset
+from models.training.dataset import Dataset, date_of, ms_of, window_of
 from models.training.evaluate import judgeable, measure
 from models.training.report_figures import Bin, Comparison, Curve, Drift, Importance, Interval, Part
 from models.training.task import Outcomes, Probabilities, Rows, Task
@@ -89,7 +88,7 @@ def evaluate(
 
     Raises `ConfigurationError` if the training or test rows are none, or their outcomes are all the same.
     """
-    begins_ms = _ms(task.test_from)
+    begins_ms = ms_of(task.test_from)
     train, test = dataset.where(dataset.at_ms < begins_ms), dataset.where(dataset.at_ms >= begins_ms)
     _check(train, f"before {task.test_from}, which baselines are fitted on,")
     _check(test, f"from {task.test_from} on, which the model is judged on,")
@@ -118,8 +117,8 @@ def evaluate(
         manifest=scorer.manifest,
         fingerprint=fingerprint,
         customers_left_out=customers_left_out,
-        train=_window(train),
-        test=_window(test),
+        train=window_of(train),
+        test=window_of(test),
         customers=len(np.unique(test.customer)),
         metrics=metrics,
         auc=auc,
@@ -183,7 +182,7 @@ def _cautions(
         yield "The model's manifest does not say what it was trained on: it may have seen the rows it is judged on."
     elif manifest.data_fingerprint != fingerprint:
         yield "The model was trained on other data than it is judged on here."
-    first = _date(int(test.at_ms.min()))
+    first = date_of(int(test.at_ms.min()))
     if manifest.train.last >= first:
         yield f"The model was trained on rows up to {manifest.train.last}, and is judged on rows from {first} on."
     recorded = manifest.metrics.get("model")
@@ -206,21 +205,3 @@ def _check(rows: Dataset, which: str) -> None:
 def _enough(rows: Dataset, least: int) -> bool:
     positives = int(rows.outcome.sum())
     return min(positives, len(rows.outcome) - positives) >= least
-
-
-def _window(rows: Dataset) -> Window:
-    return Window(
-        first=_date(int(rows.at_ms.min())),
-        last=_date(int(rows.at_ms.max())),
-        groups=len(np.unique(rows.group)),
-        rows=len(rows.outcome),
-        positives=int(rows.outcome.sum()),
-    )
-
-
-def _ms(date: str) -> int:
-    return int(datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp() * 1000)
-
-
-def _date(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).date().isoformat()

@@ -8,7 +8,6 @@ Same data, seed and library versions: same files, byte for byte.
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,13 +18,13 @@ import numpy as np
 
 from models.drift import reference_of
 from models.features.base import Kind
-from models.manifest import CARD_FILE, MODEL_FILE, Manifest, Metrics, Samples, Window, write, write_samples
+from models.manifest import CARD_FILE, MODEL_FILE, Manifest, Metrics, Samples, write, write_samples
 from models.scorer import Scorer
 from models.training import evaluate
 from models.training.buy_next import BuyNextTask
 from models.training.card import card
 from models.training.channel import ChannelTask
-from models.training.dataset import Dataset
+from models.training.dataset import Dataset, ms_of, window_of
 from models.training.export import check_parity, onnx_bytes
 from models.training.extract import extract
 from models.training.history import History, load, package_folder
@@ -82,8 +81,8 @@ def run(
     history = load(data or package_folder(), households, seed)
     progress("read", 1.0)
     dataset = extract(history, task, partial(progress, "replay"), cache)
-    train = dataset.where(dataset.at_ms < _ms(task.test_from))
-    test = dataset.where(dataset.at_ms >= _ms(task.test_from))
+    train = dataset.where(dataset.at_ms < ms_of(task.test_from))
+    test = dataset.where(dataset.at_ms >= ms_of(task.test_from))
     progress("fit", 0.0)
     name, trials = _choose(task, train, seed)
     _need_both(test, f"test data from {task.test_from} on")
@@ -120,8 +119,8 @@ def run(
 
 def _choose(task: Task, train: Dataset, seed: int) -> tuple[str, list[tuple[str, float, float]]]:
     """The algorithm with the least log-loss on the last training rows, and every algorithm's AUC and log-loss."""
-    earlier = train.where(train.at_ms < _ms(task.choose_from))
-    later = train.where(train.at_ms >= _ms(task.choose_from))
+    earlier = train.where(train.at_ms < ms_of(task.choose_from))
+    later = train.where(train.at_ms >= ms_of(task.choose_from))
     _need_both(earlier, f"training data from before {task.choose_from}")
     _need_both(later, f"training data from {task.choose_from} to before {task.test_from}")
     trials = []
@@ -165,8 +164,8 @@ def _manifest(
         features_hash=task.features.hash,
         data_fingerprint=history.fingerprint,
         customers_left_out=history.households_left_out,
-        train=_window(train),
-        test=_window(test),
+        train=window_of(train),
+        test=window_of(test),
         metrics=metrics,
         auc_interval=interval,
         auc_gain_interval=gain,
@@ -179,7 +178,7 @@ def _strict(task: Task, history: History, test: Dataset, scores: Probabilities) 
     closed_ms = max(
         campaign.promotion.when.ends_ms or 0
         for campaign in history.campaigns
-        if campaign.starts_ms < _ms(task.test_from)
+        if campaign.starts_ms < ms_of(task.test_from)
     )
     after = test.at_ms >= closed_ms
     if not evaluate.judgeable(test.outcome[after]):
@@ -198,21 +197,3 @@ def _write(folder: Path, content: bytes, manifest: Manifest, samples: Samples) -
     write(folder, manifest)
     write_samples(folder, samples)
     return Scorer.load(folder, manifest.kind)
-
-
-def _window(rows: Dataset) -> Window:
-    return Window(
-        first=_date(int(rows.at_ms.min())),
-        last=_date(int(rows.at_ms.max())),
-        groups=len(np.unique(rows.group)),
-        rows=len(rows.outcome),
-        positives=int(rows.outcome.sum()),
-    )
-
-
-def _ms(date: str) -> int:
-    return int(datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp() * 1000)
-
-
-def _date(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).date().isoformat()

@@ -92,7 +92,7 @@ def test_a_difference_in_probability_fails_the_gate() -> None:
     reference = np.array([0.1, 0.2, 0.3])
     assert check_parity(reference, reference + 9e-6) < 1e-5
     for wrong in (np.array([0.1, 0.2, 0.30002]), np.array([0.1, np.nan, 0.3])):
-        with pytest.raises(ParityError, match="differ by"):
+        with pytest.raises(ParityError, match="differs by"):
             check_parity(reference, wrong)
 
 
