@@ -1,8 +1,8 @@
-"""What single steps of the engine cost, one processor, no I/O: tracking, features, scoring.
+"""What tracking costs, one processor, no I/O.
 
     python -m bench.parts [--stores 500]
 
-Matching has a benchmark of its own: `bench.geofence`.
+Matching and scoring have benchmarks of their own: `bench.geofence`, `bench.scoring`.
 """
 
 import argparse
@@ -10,19 +10,14 @@ import json
 import random
 import time
 from collections.abc import Callable
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 
 from bench.city import city
 from geofence.index import FenceIndex
 from geofence.tracker import track
-from models.features import redeem
-from models.scorer import Scorer
-from nearcast.customer import Customer, Presence, SegmentHistory
+from nearcast.customer import Presence
 from nearcast.events import Location
-from nearcast.ids import CustomerId
 
 
 def best_us(call: Callable[[], object], per: int, repeats: int = 7) -> float:
@@ -72,16 +67,6 @@ def main() -> None:
     index = FenceIndex.build(world.fences)
     store = world.stores[0]
     rows |= {f"track: {case}": cost for case, cost in tracking(index, store.lat, store.lng).items()}
-    customer = Customer(id=CustomerId("c"))
-    customer.history.segments = {f"segment {n}": SegmentHistory(baskets=n, last_ms=n) for n in range(1, 40)}
-    promotion = world.promotions[0]
-    rows["feature row, 39 segments"] = best_us(
-        lambda: [redeem.row(customer, promotion, "segment 3", 10**12) for _ in range(500)], 500
-    )
-    scorer = Scorer.load(Path(str(resources.files("models").joinpath("artifacts", "redeem"))))
-    row = redeem.row(customer, promotion, "segment 3", 10**12)
-    rows["score, one row"] = best_us(lambda: scorer.score([row]), 1, repeats=200)
-    rows["score, a row of 1,000"] = best_us(lambda: scorer.score([row] * 1_000), 1_000)
     print(f"{'step':<48}{'microseconds':>14}")
     for name, cost in rows.items():
         print(f"{name:<48}{cost:>14.2f}")

@@ -33,6 +33,7 @@ from models.training.redeem import RedeemTask
 from nearcast import fold
 from nearcast.customer import Customer, SentMessage
 from nearcast.ids import DecisionId, MessageId, PromotionId
+from nearcast.world import Promotion, What, Words
 
 SIZES = (1, 100, 1_000)
 _MESSAGES = 50
@@ -85,11 +86,30 @@ def measure(customers: int, offers: int) -> dict[str, object]:
     def features() -> list[list[float]]:
         return [row for customer in people for row in rows_of(customer, campaigns, at_ms)]
 
+    narrow = [
+        Promotion(
+            id=f"narrow-{number}",
+            name="",
+            trigger="enter",
+            what=What(segments=campaign.promotion.what.segments[:1]),
+            words={"en": Words(title="One segment")},
+        )
+        for number, campaign in enumerate(campaigns)
+    ]
+
+    def features_of_narrow() -> None:
+        for customer in people:
+            part = redeem.customer_part(customer, at_ms)
+            for promotion in narrow:
+                redeem.candidate_row(part, promotion, None)
+
     rows = features()
     ids = [customer.id for customer in people for _ in campaigns]
     given = np.asarray(rows, dtype=np.float32)
     figures: dict[str, object] = {"rows": len(rows), "features": len(rows[0]), "algorithm": scorer.manifest.algorithm}
     figures["feature_us_per_row"] = feature_us = best_us(features, len(rows))
+    figures["feature_us_per_row_one_segment"] = best_us(features_of_narrow, len(rows))
+    figures["segments_per_offer"] = sum(len(each.promotion.what.segments) for each in campaigns) / len(campaigns)
     raw_us = {size: bare(scorer, np.resize(given, (size, given.shape[1]))) for size in SIZES}
     for size in SIZES:
         some = [rows[number % len(rows)] for number in range(size)]
@@ -147,7 +167,9 @@ def main() -> None:
     for name, prefix in (("nearcast", ""), ("ONNX Runtime alone", "raw_"), ("scikit-learn", "sklearn_")):
         print(f"{name:36}" + "".join(f"{figures[f'{prefix}us_per_row_{size}']:10.3f}" for size in SIZES))
     print(
-        f"features: {figures['feature_us_per_row']:.2f} a row; features and scores: {figures['whole_us_per_row']:.2f}"
+        f"features: {figures['feature_us_per_row']:.2f} a row; {figures['feature_us_per_row_one_segment']:.2f} for "
+        f"offers on one segment (these have {figures['segments_per_offer']:.0f}); "
+        f"features and scores: {figures['whole_us_per_row']:.2f}"
     )
     print(f"ONNX Runtime alone takes {figures['ort_raw_ratio']:.2f} of that")
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from bench.swap import check_both_decided, decisions
+from bench.swap import Made, check_both_decided, decisions, of_events
 from nearcast import keys
 from tests.offers.examples import customer, moment, promotion, what_happens
 
@@ -39,7 +39,12 @@ async def test_whom_stored_decisions_are_owed_to(redis: Redis) -> None:
     for partition, decision in enumerate((scored, capped)):
         await redis.set(keys.decision(partition, decision.id), msgspec.json.encode(decision))
     await redis.set(keys.decisions_of(0, "ann"), b"no decision")
-    owed = {str(scored.id): "model-1", str(capped.id): ""}
+    owed = {str(scored.id): Made("model-1", by_timer=False), str(capped.id): Made("", by_timer=False)}
     assert await decisions(redis) == owed
-    assert await decisions(redis, {scored.id}) == {str(capped.id): ""}
+    assert await decisions(redis, {scored.id}) == {str(capped.id): Made("", by_timer=False)}
     assert await decisions(redis, owed.keys()) == {}
+
+
+def test_what_timers_bring_is_not_compared() -> None:
+    """Another engine's clock makes them due at another time."""
+    assert of_events({"a": Made("m", by_timer=False), "b": Made("", by_timer=True)}) == {"a"}
