@@ -20,7 +20,7 @@ from nearcast.customer import Presence
 from nearcast.events import Location
 
 
-def best_us(call: Callable[[], object], per: int, repeats: int = 7) -> float:
+def best_us(call: Callable[[], object], per: int, repeats: int = 30) -> float:
     """The quickest of several runs, in microseconds per item: the others were disturbed."""
     taken = []
     for _ in range(repeats):

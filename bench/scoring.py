@@ -13,8 +13,6 @@ Each figure is the best of several runs: the others were disturbed. The last lin
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -22,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from bench.parts import best_us
 from models.fallback import Guard
 from models.features import redeem
 from models.manifest import MODEL_FILE
@@ -40,16 +39,6 @@ _MESSAGES = 50
 #: Of the messages, one in so many was redeemed.
 _REDEEMED = 10
 _FOLDER = Path(str(resources.files("models").joinpath("artifacts", "redeem")))
-
-
-def best_us(call: Callable[[], object], per: int, repeats: int = 30) -> float:
-    """The quickest of several runs, in microseconds per item."""
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - started)
-    return min(taken) / per * 1e6
 
 
 def customers_of(history: History) -> list[Customer]:
