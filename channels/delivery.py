@@ -32,7 +32,7 @@ from nearcast import events
 from nearcast.clock import Clock
 from nearcast.decisions import Reason
 from nearcast.errors import DropSend, FallBack, Fenced, InputError, Recalled, SendError, Unavailable
-from nearcast.messages import Emitted, Message
+from nearcast.messages import Emitted, Message, Recall
 from nearcast.metrics import EVENT_TO_SEND, SENDS, SUPPRESSED
 
 log = logging.getLogger("nearcast.channels")
@@ -104,6 +104,10 @@ class Desk(Protocol):
     ) -> None:
         """Append a Receipt to the log; it is there when this returns. The same arguments make the same event id.
         `final` is False for a failed attempt of a message that goes on."""
+        ...
+
+    async def recall(self, entry: Recall) -> None:
+        """Take a message back that has been handed over, unless somebody has opened it."""
         ...
 
     async def emit(self, entry: Emitted) -> None:

@@ -24,7 +24,7 @@ from channels.patience import Patience, Stopping
 from nearcast import events
 from nearcast.clock import Clock
 from nearcast.errors import Fenced, InputError, Unavailable
-from nearcast.messages import Message, OutboxEntry
+from nearcast.messages import Emitted, Message, OutboxEntry, Recall
 from nearcast.metrics import TASK_FAILURES
 
 __all__ = ["Delivery", "Desk", "Dispatcher", "DispatcherSettings", "Outbox", "Pending", "Prepared"]
@@ -186,7 +186,7 @@ class Dispatcher:
             # What it waits for from here on is ours.
             pending = replace(pending, times_ms=(*pending.times_ms, self._clock.now_ms()))
         entry = pending.entry
-        lane = f"customer {entry.customer}" if isinstance(entry, Message) else f"key {entry.key}"
+        lane = f"key {entry.key}" if isinstance(entry, Emitted) else f"customer {entry.customer}"
         if lane in self._lanes:
             self._lanes[lane].append(pending)
             self._waiting += 1
@@ -234,6 +234,8 @@ class Dispatcher:
             try:
                 if isinstance(entry, Message):
                     await self._courier.deliver(entry, pending.entry_id, self._waits, pending.times_ms)
+                elif isinstance(entry, Recall):
+                    await self._patience.insist("a recall", partial(self._desk.recall, entry))
                 else:
                     await self._patience.insist("an event", partial(self._desk.emit, entry))
                 return

@@ -106,11 +106,43 @@ class SentMessage(msgspec.Struct, array_like=True, gc=False):
     is_alert: bool = False
     #: They did react, whatever came after that.
     reacted: bool = False
+    #: Where it holds, what it is about, and by which channels it may go; empty for messages from before this was kept.
+    store: StoreId | None = None
+    fence: FenceId | None = None
+    sku: Sku | None = None
+    channels: list[Channel] = []
+    tags: list[str] = []
+    #: What it took of budgets, as (pool, pieces, cents), until it is clear that nothing was sent.
+    charges: list[tuple[str, int, int]] = []
+    #: How far it ever got on the way sent (1), delivered, opened, applied, redeemed (5).
+    reached: int = 0
+    #: While redeemed, the till's redemption; and those that were called off.
+    redemption: str = ""
+    called_off: list[str] = []
+    #: "offer", "notice" or "assist"; "" for messages from before this was kept.
+    kind: str = ""
+    #: What the redemption brought and took off, in cents.
+    revenue_cents: int = 0
+    discount_cents: int = 0
 
     @property
     def answered(self) -> bool:
         """Whether the customer reacted to it; records from before `reacted` was kept have the newest status only."""
         return self.reacted or self.status in REACTED
+
+
+class Exposure(msgspec.Struct, array_like=True, gc=False):
+    """An offer that was made to the customer, or would have been; purchases are attributed to it until `until_ms`."""
+
+    decision: DecisionId
+    promotion: PromotionId
+    at_ms: int
+    until_ms: int
+    #: The customer was held out of it: it was not made.
+    held_out: bool = False
+    #: They bought since: counted once.
+    converted: bool = False
+    sku: Sku | None = None
 
 
 class ChannelHistory(msgspec.Struct, array_like=True, gc=False):
@@ -134,6 +166,9 @@ class Customer(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     time_zone: str = ""
     loyalty: str = ""
     groups: list[str] = []
+    attributes: dict[str, str] = {}
+    #: Loyalty points.
+    points: int = 0
     #: Consent by scope, with the time it was given or withdrawn. A scope that is missing was never asked for.
     consents: dict[str, tuple[bool, int]] = {}
     cart: dict[Sku, CartItem] = {}
@@ -145,6 +180,9 @@ class Customer(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     viewed: dict[Sku, int] = {}
     history: History = msgspec.field(default_factory=History)
     messages: list[SentMessage] = []
+    exposures: list[Exposure] = []
+    #: Moments that wait for the end of quiet hours, as JSON of `nearcast.moments.Moment`, with when that is.
+    held: list[tuple[int, bytes]] = []
     redemptions: int = 0
     channels: dict[Channel, ChannelHistory] = {}
     last_staff_contact_ms: int = 0

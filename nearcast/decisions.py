@@ -7,6 +7,7 @@ import msgspec
 from nearcast.events import Channel
 from nearcast.ids import CustomerId, DecisionId, PromotionId, Sku, StoreId
 from nearcast.moments import Moment
+from nearcast.world import Discount
 
 
 class Reason(StrEnum):
@@ -19,24 +20,55 @@ class Reason(StrEnum):
     OUTSIDE_WINDOW = "outside_window"
     NOT_IN_AUDIENCE = "not_in_audience"
     OTHER_ARM = "other_arm"
+    OUTSIDE_HOURS = "outside_hours"
+    PERSONAL_PRICES_OFF = "personal_prices_off"
     NO_PRODUCT = "no_product"
     STORE_CLOSED = "store_closed"
     OUT_OF_STOCK = "out_of_stock"
+    #: Offers made where a thing is out of stock:
+    IN_STOCK = "in_stock"
+    NOWHERE_ELSE = "nowhere_else"
+    NO_ALTERNATIVE = "no_alternative"
+    NO_ANCHOR_PRICE = "no_anchor_price"
     STAFF_CONTACT = "staff_contact"
     QUIET_HOURS = "quiet_hours"
     CAPPED = "capped"
     CAPPED_OVERALL = "capped_overall"
+    CAPPED_CHANNELS = "capped_channels"
+    BUDGET_EXHAUSTED = "budget_exhausted"
     # Of what passed every gate:
     OUTRANKED = "outranked"
     NOT_WORTH_IT = "not_worth_it"
     HOLDOUT = "holdout"
     EXPLORED = "explored"
-    # Found only when about to send:
+    #: Quiet hours, and it will be decided anew when they are over.
+    HELD = "held"
+    # Found only when about to send, or after it (then it is recalled):
     LEFT = "left"
     TOO_LATE = "too_late"
     UNREACHABLE = "unreachable"
     PROMOTION_ENDED = "promotion_ended"
     ERASED = "erased"
+    BOUGHT = "bought"
+
+
+class Price(msgspec.Struct, kw_only=True, frozen=True):
+    """How a personal price came about, in cents, for the audit."""
+
+    list_cents: int
+    #: What the customer last paid for a thing of the segment, when, and the lowest that the rule allows.
+    anchor_cents: int
+    anchor_at_ms: int
+    least_cents: int
+    offered_cents: int
+
+
+class Charge(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
+    """What one message takes of one budget. `pool` is made by `offers.budgets`."""
+
+    pool: str
+    pieces: int = 0
+    cents: int = 0
 
 
 class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -59,6 +91,11 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
     held_out: bool = False
     #: What the model was asked about, in the order of the feature set whose hash the decision has.
     inputs: list[float] = []
+    #: What was out of stock, and where else it is to be had (None: at the moment's store).
+    instead_of: Sku | None = None
+    store: StoreId | None = None
+    #: A price made for this customer.
+    price: Price | None = None
 
 
 class WouldBe(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -85,8 +122,17 @@ class Decision(msgspec.Struct, kw_only=True, omit_defaults=True):
     model_version: str
     promotion: PromotionId | None = None
     sku: Sku | None = None
+    #: Where the offer holds, which is not always where the customer is.
     store: StoreId | None = None
     reason: Reason | None = None
+    instead_of: Sku | None = None
+    #: What the coupon takes off, as of now; later changes of the promotion don't change it.
+    discount: Discount | None = None
+    price: Price | None = None
+    #: What it takes of budgets.
+    charges: list[Charge] = []
+    #: When a moment that was held is decided anew; 0: it was not held.
+    held_until_ms: int = 0
     #: Of the model's inputs; empty if no candidate got as far as the model.
     features_hash: str = ""
     #: Whether chance had the say here; how likely the outcome was, "nothing" included.

@@ -58,7 +58,17 @@ Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=9_999_999_999_999)]
 Channel = Literal["websocket", "sms", "email"]
 ConsentScope = Literal["all", "location", "websocket", "sms", "email"]
 DeliveryStatus = Literal[
-    "sent", "delivered", "opened", "dismissed", "applied", "redeemed", "failed", "suppressed", "recalled", "expired"
+    "sent",
+    "delivered",
+    "opened",
+    "dismissed",
+    "applied",
+    "redeemed",
+    "rolled_back",  # a redemption was called off, or what was bought came back
+    "failed",
+    "suppressed",
+    "recalled",
+    "expired",
 ]
 
 
@@ -176,6 +186,7 @@ class Action(_Strict, kw_only=True, tag="action"):
         "pickup_start",  # the customer sets out to pick it up
         "pickup_cancel",  # they don't come after all
         "order_picked_up",  # they have it: the shop says so
+        "order_status",  # an order goes on: the shop says how, in `status`
     ]
     sku: Id | None = None
     store: Id | None = None
@@ -183,6 +194,7 @@ class Action(_Strict, kw_only=True, tag="action"):
     #: Of a pickup: the order; how long before they are there the store wants to know (0: not at all), in seconds; and
     #: after how long nobody waits for them any more. None: as it was, or as `geofence.trips` says.
     order: Id | None = None
+    status: Id | None = None
     notice_s: Annotated[int, msgspec.Meta(ge=0, le=3_600)] | None = None
     within_s: Annotated[int, msgspec.Meta(ge=60, le=86_400)] | None = None
 
@@ -192,6 +204,8 @@ class Action(_Strict, kw_only=True, tag="action"):
             raise ValueError(f"an action {self.action!r} needs `sku`")
         if self.action in PICKUP_ACTIONS and self.order is None:
             raise ValueError(f"an action {self.action!r} needs `order`")
+        if self.action == "order_status" and (self.order is None or self.status is None):
+            raise ValueError("an action 'order_status' needs `order` and `status`")
         if self.action in ("order_ready", "pickup_start") and self.store is None:
             raise ValueError(f"an action {self.action!r} needs `store`")
 
@@ -226,6 +240,10 @@ class Profile(_Strict, kw_only=True, tag="profile"):
     time_zone: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     loyalty: Annotated[str, msgspec.Meta(max_length=32)] | None = None
     groups: Annotated[list[Id], msgspec.Meta(max_length=64)] | None = None
+    #: Replaces all attributes.
+    attributes: Annotated[dict[Id, Text], msgspec.Meta(max_length=64)] | None = None
+    #: Loyalty points: the balance. Its rise is a moment ("points_reached").
+    points: Annotated[int, msgspec.Meta(ge=0, le=10**9)] | None = None
 
 
 class Receipt(_Strict, kw_only=True, tag="receipt"):
@@ -238,6 +256,13 @@ class Receipt(_Strict, kw_only=True, tag="receipt"):
     reason: Text = ""
     #: False for an attempt that failed while the message goes on, by this channel or the next one.
     final: bool = True
+    #: Of one that was suppressed: nothing of it can have left the house, so what it took of budgets goes back.
+    unsent: bool = False
+    #: Of "redeemed" and "rolled_back": the till's redemption, what was paid for the purchase before the discount, and
+    #: the discount, as far as the till says.
+    redemption_id: Id | None = None
+    revenue_cents: Cents | None = None
+    discount_cents: Cents | None = None
 
 
 class Timer(_Strict, kw_only=True, tag="timer"):

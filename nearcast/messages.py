@@ -12,11 +12,11 @@ import msgspec
 from nearcast.events import Channel
 from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, MessageId, PromotionId, Sku, StoreId
 from nearcast.moments import Pickup
-from nearcast.world import Trigger
+from nearcast.world import Discount, MessageKind, Trigger
 
 
 class Message(msgspec.Struct, kw_only=True, omit_defaults=True, tag="message"):
-    """One message to one customer ("offer") or to a store's staff ("assist").
+    """One message to one customer ("offer", "notice") or to a store's staff ("assist").
 
     It is true until `deadline_ms`. What must still hold when it is sent: the customer is inside `fence` (if set), and
     `sku` is in stock at `store` (if both are set).
@@ -24,7 +24,7 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True, tag="message"):
 
     id: MessageId
     decision: DecisionId
-    kind: Literal["offer", "assist"]
+    kind: MessageKind
     customer: CustomerId
     promotion: PromotionId
     trigger: Trigger
@@ -38,6 +38,13 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True, tag="message"):
     fence: FenceId | None = None
     sku: Sku | None = None
     pickup: Pickup | None = None
+    #: A push that nobody has acknowledged by then is followed by the next channel; 0: never.
+    fall_back_ms: int = 0
+    #: As decided.
+    discount: Discount | None = None
+    instead_of: Sku | None = None
+    order: str = ""
+    status: str = ""
 
 
 class Emitted(msgspec.Struct, kw_only=True, tag="emitted"):
@@ -48,7 +55,22 @@ class Emitted(msgspec.Struct, kw_only=True, tag="emitted"):
     value: msgspec.Raw
 
 
-OutboxEntry = Message | Emitted
+class Recall(msgspec.Struct, kw_only=True, omit_defaults=True, tag="recall"):
+    """A message whose moment is over: taken back, unless somebody has opened it already.
+
+    Follows its message in the outbox of the same partition, at any distance.
+    """
+
+    message: MessageId
+    decision: DecisionId
+    customer: CustomerId
+    kind: MessageKind
+    reason: str
+    #: Of an alert: whose staff it went to.
+    store: StoreId | None = None
+
+
+OutboxEntry = Message | Emitted | Recall
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: msgspec.json.Decoder[OutboxEntry] = msgspec.json.Decoder(OutboxEntry)
@@ -68,7 +90,7 @@ class Push(msgspec.Struct, kw_only=True, omit_defaults=True):
     For staff (`kind` "assist") `customer` is a short handle, never a name or contact point.
     """
 
-    kind: Literal["offer", "assist"]
+    kind: MessageKind
     message: MessageId
     decision: DecisionId
     title: str

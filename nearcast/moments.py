@@ -60,6 +60,13 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     #: How likely it is that the device lies about where it is, 0..1.
     doubt: float = 0.0
     pickup: Pickup | None = None
+    #: Of an order: which, and its status.
+    order: str = ""
+    status: str = ""
+    #: Loyalty points before and after.
+    points: tuple[int, int] | None = None
+    #: It was held over quiet hours since then; 0: it was not.
+    held_since_ms: int = 0
 
 
 def moments_of_transitions(

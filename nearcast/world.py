@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from nearcast.events import YEAR_2000_MS, Cents, Channel, Id, Milliseconds, Text
+from nearcast.events import YEAR_2000_MS, Cents, Channel, ConsentScope, Id, Milliseconds, Text
 from nearcast.ids import FenceId, PromotionId, StoreId
 
 Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90)]
@@ -40,6 +40,9 @@ Trigger = Literal[
     "pickup_arrived",  # came to it
     "pickup_wrong_store",  # on the way to it, stays in another store
     "pickup_abandoned",  # set out for it, and doesn't come
+    "order_ready",  # an order can be picked up
+    "order_status",  # an order goes on: packed, shipped, delayed …
+    "points_reached",  # the loyalty points rose to `who.min_points` or past it
 ]
 PICKUP_TRIGGERS: frozenset[Trigger] = frozenset(
     {"pickup_approaching", "pickup_arrived", "pickup_wrong_store", "pickup_abandoned"}
@@ -107,6 +110,14 @@ def _check_special_days(special_days: list[SpecialDay]) -> None:
             raise ValueError(f"`special_days` has {day} twice")
 
 
+def check_zone(field: str, name: str) -> None:
+    """Raises `ValueError` if it is not an IANA time zone."""
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"`{field}` {name!r} is not an IANA time zone") from None
+
+
 class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A shop. No `hours` means always open, but for `special_days`."""
 
@@ -119,10 +130,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     special_days: list[SpecialDay] = []
 
     def __post_init__(self) -> None:
-        try:
-            ZoneInfo(self.time_zone)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"`time_zone` {self.time_zone!r} is not an IANA time zone") from None
+        check_zone("time_zone", self.time_zone)
         _check_special_days(self.special_days)
 
     @property
@@ -227,21 +235,42 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     quantity: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 
 
-class Discount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the coupon takes off: a share of the price or a fixed amount."""
+class Discount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the coupon takes off: a share of the price, `most_cents` at most, or a fixed amount."""
 
     percent: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
     amount_cents: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    most_cents: Annotated[int, msgspec.Meta(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         if (self.percent is None) == (self.amount_cents is None):
             raise ValueError("a discount has either `percent` or `amount_cents`")
+        if self.percent is None and self.most_cents is not None:
+            raise ValueError("`most_cents` bounds a `percent`; an `amount_cents` is what it is")
 
     def off_cents(self, price_cents: int) -> int:
         """What it takes off a price, in cents; never more than the price."""
         if self.percent is not None:
-            return min(price_cents, math.floor(price_cents * self.percent / 100))
+            off_cents = math.floor(price_cents * self.percent / 100)
+            return min(price_cents, off_cents if self.most_cents is None else min(off_cents, self.most_cents))
         return min(price_cents, self.amount_cents or 0)
+
+    @property
+    def bound_cents(self) -> int | None:
+        """What it takes off at most, whatever the price; None: no bound."""
+        return self.amount_cents if self.percent is None else self.most_cents
+
+
+class PriceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A price made for one customer: what they last paid for a thing of this segment, within bounds.
+
+    Made only where `NEARCAST_PERSONAL_PRICES` allows it, and recorded with every figure that it came from.
+    """
+
+    #: Never more than this off the list price, whatever they paid before.
+    most_percent: Annotated[float, msgspec.Meta(gt=0, le=100)]
+    #: Purchases that are longer ago say nothing.
+    within_s: Annotated[int, msgspec.Meta(ge=1, le=10 * 366 * 86_400)] = 2 * 366 * 86_400
 
 
 class Who(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -253,6 +282,16 @@ class Who(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     in_cart: bool = False
     #: The customer has a thing of the promotion on their wishlist.
     on_wishlist: bool = False
+    #: They have bought something of one of these product segments before.
+    bought: list[Id] = []
+    #: They have bought nothing for so long.
+    no_purchase_within_s: Annotated[int, msgspec.Meta(ge=1, le=10 * 366 * 86_400)] | None = None
+    #: Of their profile: each named attribute has one of the values.
+    attributes: dict[Id, list[Text]] = {}
+    #: They have so many loyalty points, at least.
+    min_points: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    #: They have consented to all of these.
+    consents: list[ConsentScope] = []
 
 
 class Where(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -269,20 +308,90 @@ class What(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     skus: list[Id] = []
     segments: list[Id] = []
     discount: Discount | None = None
+    #: In place of `discount`.
+    price_rule: PriceRule | None = None
+    #: Only where the thing is out of stock at the moment's store: then it is offered at the nearest store that has it
+    #: ("elsewhere"), or another thing of its segment that this store has ("alternative").
+    instead: Literal["elsewhere", "alternative"] | None = None
+    #: How far "elsewhere" may be.
+    within_m: Metres = 10_000.0
+
+    def __post_init__(self) -> None:
+        if self.discount is not None and self.price_rule is not None:
+            raise ValueError("`what` has either a `discount` or a `price_rule`")
 
 
 class When(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The campaign's window, in milliseconds since the Unix epoch; start included, end excluded."""
+    """The campaign's window, in milliseconds since the Unix epoch (start included, end excluded), and its hours.
+
+    `hours` are by the clock of `zone`: "store" (the moment's), "customer" (their profile's), or an IANA name; where
+    neither is known, UTC.
+    """
 
     starts_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
     ends_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    hours: list[OpenHours] | None = None
+    zone: str = "store"
+    #: With trigger "order_status": the statuses that it is about; empty: all.
+    statuses: list[Id] = []
+
+    def __post_init__(self) -> None:
+        if self.zone not in ("store", "customer"):
+            check_zone("zone", self.zone)
 
 
-class Cap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """At most `count` messages of this promotion to one customer in any `period_s` seconds."""
+#: A calendar period by the customer's clock: from midnight, from Monday's midnight, from that of the month's first.
+Calendar = Literal["day", "week", "month"]
+
+
+class Cap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """At most `count` messages to one customer in any `period_s` seconds, or in one calendar `period`.
+
+    `tags` and `channels` narrow down what is counted and what is stopped: to promotions with one of the tags, to
+    messages by one of the channels. A promotion's own caps count its own messages only.
+    """
 
     count: Annotated[int, msgspec.Meta(ge=1)]
-    period_s: Annotated[int, msgspec.Meta(ge=1, le=366 * 86_400)]
+    period_s: Annotated[int, msgspec.Meta(ge=1, le=366 * 86_400)] | None = None
+    period: Calendar | None = None
+    channels: list[Channel] = []
+    tags: list[Id] = []
+
+    def __post_init__(self) -> None:
+        if (self.period_s is None) == (self.period is None):
+            raise ValueError("a cap has either `period_s` (seconds) or `period` (day, week or month)")
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How much a promotion may give away: so many offers, or so many cents of discount, at most.
+
+    Counted apart for each store or customer if `per` says so, and anew in each `period` (of the store's clock per
+    store, else UTC).
+    """
+
+    pieces: Annotated[int, msgspec.Meta(ge=0, le=10**9)] | None = None
+    cents: Annotated[int, msgspec.Meta(ge=0, le=10**12)] | None = None
+    per: Literal["promotion", "store", "customer"] = "promotion"
+    period: Literal["all", "day", "week", "month"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.pieces is None and self.cents is None:
+            raise ValueError("a budget has `pieces`, `cents`, or both")
+
+
+class CouponRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the promotion's coupons are good for, beyond the discount."""
+
+    #: "none": a message without a coupon; there is nothing to apply.
+    kind: Literal["unique", "none"] = "unique"
+    #: Not together with any other coupon in one purchase.
+    exclusive: bool = False
+    #: Not together with another coupon of the same group in one purchase.
+    group: Id | None = None
+    #: Redeemable at the offer's store only.
+    this_store: bool = False
+    #: For purchases of this much before discounts, where the till says how much it is.
+    min_purchase_cents: Cents = 0
 
 
 #: A part of a whole, 0 to 1.
@@ -314,13 +423,21 @@ class Words(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     body: Annotated[str, msgspec.Meta(max_length=480)] = ""
 
 
+#: What a message is: see `Promotion.kind`.
+MessageKind = Literal["offer", "assist", "notice"]
+
+
 class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to say to whom, where and when; and what it is worth. See docs/reference/promotions.md."""
 
     id: Id
     name: Text
     trigger: Trigger
-    kind: Literal["offer", "assist"] = "offer"
+    #: "offer": to the customer; "notice": to the customer about something they asked for (an order), which is no
+    #: marketing; "assist": to the store's staff.
+    kind: MessageKind = "offer"
+    #: For caps that count several promotions together.
+    tags: list[Id] = []
     who: Who = Who()
     where: Where = Where()
     what: What = What()
@@ -337,6 +454,14 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     deadline_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 300.0
     #: How long the coupon can be redeemed after it was offered.
     coupon_valid_s: Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)] = 7_200.0
+    coupon: CouponRules = CouponRules()
+    budgets: list[Budget] = []
+    #: A push that no device has acknowledged for so long is followed by the next channel. None: never.
+    fall_back_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = 15.0
+    #: What becomes of a moment in quiet hours: nothing, or it is decided anew when they are over.
+    in_quiet_hours: Literal["drop", "hold"] = "drop"
+    #: A purchase within this time counts as brought about by the message.
+    attribution_s: Annotated[int, msgspec.Meta(ge=1, le=90 * 86_400)] = 7 * 86_400
     caps: list[Cap] = msgspec.field(default_factory=lambda: [Cap(count=1, period_s=86_400)])
     #: Allowed channels, in order of preference where the customer can be reached on several.
     channels: Annotated[list[Channel], msgspec.Meta(min_length=1)] = msgspec.field(
@@ -350,8 +475,21 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError('`words` needs an "en" entry: it is the fall-back for every other locale')
         if self.when.starts_ms and self.when.ends_ms and self.when.ends_ms <= self.when.starts_ms:
             raise ValueError("`when` ends before it starts")
-        if self.kind == "assist" and self.holdout:
-            raise ValueError("nobody is held out of alerts to staff: `holdout` belongs to offers")
+        if self.kind != "offer" and self.holdout:
+            raise ValueError("nobody is held out of alerts and notices: `holdout` belongs to offers")
+        if self.kind != "offer" and self.budgets:
+            raise ValueError("`budgets` belong to offers")
+        if self.trigger == "points_reached" and self.who.min_points is None:
+            raise ValueError('the trigger "points_reached" needs `who.min_points`')
+        if self.when.statuses and self.trigger != "order_status":
+            raise ValueError('`when.statuses` belongs to the trigger "order_status"')
+        discount = self.what.discount
+        if any(budget.cents is not None for budget in self.budgets) and (
+            discount is None or discount.bound_cents is None
+        ):
+            raise ValueError(
+                "a budget in `cents` needs a `discount` with a bound: `amount_cents`, or `percent` with `most_cents`"
+            )
 
     @property
     def promotion_id(self) -> PromotionId:

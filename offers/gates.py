@@ -5,7 +5,7 @@ the reason. What must still hold at the time of sending is a function of its own
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from nearcast.customer import UNSEEN, Customer, SentMessage
 from nearcast.decisions import Candidate, Reason
@@ -13,7 +13,7 @@ from nearcast.events import Channel
 from nearcast.hours import is_open, store_is_open, zone_named
 from nearcast.ids import FenceId, Sku, StoreId
 from nearcast.moments import Moment
-from nearcast.world import PICKUP_TRIGGERS, Cap, Promotion, Store, Trigger
+from nearcast.world import PICKUP_TRIGGERS, Cap, MessageKind, Promotion, Store, Trigger
 from offers.arms import in_arm
 from offers.catalogue import Catalogue
 from offers.hours import in_quiet_hours, zone_for
@@ -23,8 +23,6 @@ from offers.policy import Policy
 PLACE_TRIGGERS: frozenset[Trigger] = frozenset({"enter", "dwell", "walk_past", "near_product"})
 #: These too, but then the customer is not in the fence.
 PASSING_TRIGGERS: frozenset[Trigger] = frozenset({"exit", "approach", "cross"})
-
-Kind = Literal["offer", "assist"]
 
 
 class Situation(NamedTuple):
@@ -67,7 +65,7 @@ def every_gate(
     return [(reason, stops(situation)) for reason, stops in GATES]
 
 
-def may_not_contact(customer: Customer, kind: Kind, trigger: Trigger, channels: Iterable[Channel]) -> bool:
+def may_not_contact(customer: Customer, kind: MessageKind, trigger: Trigger, channels: Iterable[Channel]) -> bool:
     """No consent to any of the channels; or to the use of their location, where that is what led here.
 
     Alerts to staff are not marketing: no channel's consent is needed.
@@ -101,7 +99,7 @@ def fence_closed(store: Store, fence: FenceId | None, catalogue: Catalogue, now_
     return times is not None and not is_open(times.hours, zone, now_ms, times.special_days, times.narrowed_by)
 
 
-def was_helped(customer: Customer, kind: Kind, trigger: Trigger, at_ms: int, policy: Policy) -> bool:
+def was_helped(customer: Customer, kind: MessageKind, trigger: Trigger, at_ms: int, policy: Policy) -> bool:
     """True if staff spoke to the customer since the moment or within the policy's window before it.
 
     An earlier talk doesn't count against a customer who asks for help now.
@@ -111,13 +109,13 @@ def was_helped(customer: Customer, kind: Kind, trigger: Trigger, at_ms: int, pol
     return last_ms > 0 and last_ms > at_ms - window_ms
 
 
-def asks_for_help(kind: Kind, trigger: Trigger) -> bool:
+def asks_for_help(kind: MessageKind, trigger: Trigger) -> bool:
     """An alert that somebody waits for: they asked for help, or come for their order."""
     return kind == "assist" and (trigger == "help_request" or trigger in PICKUP_TRIGGERS)
 
 
 def is_quiet(
-    customer: Customer, kind: Kind, store: StoreId | None, catalogue: Catalogue, policy: Policy, now_ms: int
+    customer: Customer, kind: MessageKind, store: StoreId | None, catalogue: Catalogue, policy: Policy, now_ms: int
 ) -> bool:
     """True for an offer within quiet hours: in the customer's zone, else the store's, else UTC."""
     if policy.quiet_hours is None or kind != "offer":
@@ -138,7 +136,7 @@ def counted(cap: Cap, messages: Iterable[SentMessage], now_ms: int) -> int:
     A message counts from when it was decided until its period is over, unless it never reached anybody. One that is
     dated later than `now_ms` (events of different topics overtake each other) counts as well.
     """
-    since_ms = now_ms - cap.period_s * 1000
+    since_ms = now_ms - (cap.period_s or 0) * 1000
     return sum(sent.at_ms > since_ms and sent.status not in UNSEEN for sent in messages)
 
 

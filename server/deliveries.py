@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 
 from channels.contract import Outgoing, Prepared
 from channels.delivery import Delivery, State
-from channels.push import customer_channel
+from channels.gateway.streams import ChannelStreams
+from channels.push import customer_channel, recall, staff_channel
 from channels.trace import Mark, marks
 from nearcast import keys
 from nearcast.clock import Clock
@@ -17,7 +18,7 @@ from nearcast.decisions import Reason
 from nearcast.errors import Fenced, InputError, Unavailable, UnreadableState
 from nearcast.events import Channel, DeliveryStatus, Receipt
 from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, MessageId, derived_event_id
-from nearcast.messages import Emitted, Message
+from nearcast.messages import Emitted, Message, Recall
 from offers.policy import Policy
 from offers.recheck import allowed_channels, recheck
 from server.api.links import Link, LinkSigner
@@ -98,6 +99,7 @@ class DeliveryDesk:
         state: StateStore,
         world: WorldStore,
         opt_outs: OptOuts,
+        streams: ChannelStreams,
         log: EventLog,
         intake: Intake,
         links: LinkSigner,
@@ -110,6 +112,7 @@ class DeliveryDesk:
         self._state = state
         self._world = world
         self._opt_outs = opt_outs
+        self._streams = streams
         self._log = log
         self._intake = intake
         self._links = links
@@ -160,6 +163,15 @@ class DeliveryDesk:
     ) -> None:
         await append_receipt(
             self._intake, message.customer, message.id, message.decision, status, channel, reason, final=final
+        )
+
+    async def recall(self, entry: Recall) -> None:
+        channel = customer_channel(entry.customer)
+        if entry.kind == "assist" and entry.store is not None:
+            channel = staff_channel(entry.store)
+        await recall(self._streams, channel, entry.message)
+        await append_receipt(
+            self._intake, entry.customer, entry.message, entry.decision, "recalled", None, entry.reason
         )
 
     async def emit(self, entry: Emitted) -> None:

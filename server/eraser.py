@@ -29,7 +29,7 @@ from nearcast import keys
 from nearcast.clock import Clock
 from nearcast.errors import Unavailable
 from nearcast.ids import CustomerId, partition_of
-from nearcast.messages import Message, Withdraw, decode_outbox, decode_publication
+from nearcast.messages import Emitted, Withdraw, decode_outbox, decode_publication
 from nearcast.topics import CUSTOMER_TOPICS
 from server.coupons import CouponBook
 from server.dead_letters import DeadLetters, Wanted, is_stream_id, people_in
@@ -293,7 +293,7 @@ def _addressee(entry: bytes) -> CustomerId | None:
     except (UnicodeDecodeError, msgspec.MsgspecError):
         # The dispatcher buries it, and then it is a dead letter.
         return None
-    return decoded.customer if isinstance(decoded, Message) else CustomerId(decoded.key)
+    return CustomerId(decoded.key) if isinstance(decoded, Emitted) else decoded.customer
 
 
 def _noted(channel: str, publication: bytes) -> list[str]:

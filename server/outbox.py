@@ -25,7 +25,7 @@ from channels.dispatcher import Pending
 from nearcast import keys
 from nearcast.clock import Clock, SystemClock
 from nearcast.errors import InputError
-from nearcast.messages import Message, decode_outbox, encode_outbox
+from nearcast.messages import Emitted, decode_outbox, encode_outbox
 from nearcast.metrics import DEAD_LETTERS
 from server.store import reaching_store
 
@@ -138,7 +138,7 @@ class ValkeyOutbox:
 
     async def bury(self, pending: Pending, error: InputError) -> None:
         entry = pending.entry
-        key = entry.customer if isinstance(entry, Message) else entry.key
+        key = entry.key if isinstance(entry, Emitted) else entry.customer
         with reaching_store():
             await self._bury(
                 pending.partition, pending.entry_id, error.reason, error.detail, key, encode_outbox(pending.entry)

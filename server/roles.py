@@ -179,6 +179,7 @@ def make_dispatcher(core: Core, stack: AsyncExitStack) -> Root:
         state=core.state,
         world=core.world,
         opt_outs=core.opt_outs,
+        streams=core.streams,
         log=core.log,
         intake=core.intake,
         links=core.links,

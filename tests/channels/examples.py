@@ -13,7 +13,7 @@ from nearcast.clock import SystemClock
 from nearcast.decisions import Reason
 from nearcast.errors import Fenced, InputError, Unavailable
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, Sku, StoreId
-from nearcast.messages import Emitted, Message, OutboxEntry, Push
+from nearcast.messages import Emitted, Message, OutboxEntry, Push, Recall
 
 
 def a_message(
@@ -84,6 +84,7 @@ class MemoryDesk:
         self.away: dict[str, int] = {}
         self.receipts: list[tuple[MessageId, str, str | None, str]] = []
         self.emitted: list[Emitted] = []
+        self.recalled: list[Recall] = []
         #: Those of the receipts that are not final.
         self.attempts: list[tuple[MessageId, str, str | None, str]] = []
         self.deliveries: dict[MessageId, list[Delivery]] = {}
@@ -111,6 +112,10 @@ class MemoryDesk:
         self.receipts.append((message.id, status, channel, reason))
         if not final:
             self.attempts.append((message.id, status, channel, reason))
+
+    async def recall(self, entry: Recall) -> None:
+        self._reach("recall")
+        self.recalled.append(entry)
 
     async def emit(self, entry: Emitted) -> None:
         self._reach("emit")

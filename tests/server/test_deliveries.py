@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from channels.contract import Prepared
+from channels.gateway.streams import ChannelStreams
 from nearcast import keys
 from nearcast.clock import ManualClock
 from nearcast.decisions import Reason
@@ -48,6 +49,7 @@ class Counter:
             state=StateStore(redis, PARTITIONS),
             world=world,
             opt_outs=self.opt_outs,
+            streams=ChannelStreams(redis, "desk", self.clock),
             log=log,
             intake=Intake(log, self.clock),
             links=LinkSigner(b"secret"),

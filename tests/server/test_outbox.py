@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from channels.contract import Channel, Prepared
 from channels.delivery import Delivery
 from channels.dispatcher import Dispatcher, DispatcherSettings
+from channels.gateway.streams import ChannelStreams
 from channels.mail import MailChannel, MailSettings
 from channels.stub import StubChannel
 from nearcast import keys
@@ -368,6 +369,7 @@ def stored(redis: Redis, valkey_url: str) -> DeliveryDesk:
         state=StateStore(redis, 3),
         world=WorldStore(redis),
         opt_outs=OptOuts(redis, 3),
+        streams=ChannelStreams(redis, "desk", clock),
         log=log,
         intake=Intake(log, clock),
         links=LinkSigner(b"s" * 32),
