@@ -47,6 +47,7 @@ docs: setup    ## Reference pages, made from the code
 	$(BIN)/nearcast reference settings > docs/reference/settings.md
 	$(BIN)/nearcast reference metrics > docs/reference/metrics.md
 	$(BIN)/nearcast reference promotions > docs/reference/promotions.schema.json
+	$(BIN)/nearcast reference world > docs/reference/world.schema.json
 
 fmt: setup     ## Format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -11,8 +11,11 @@ import sys
 
 import bench
 
-#: Benchmarks with more than one thing to measure.
-RUNS: dict[str, tuple[list[str], ...]] = {"engine": ([], ["--processes", "2"], ["--scaling"])}
+#: Benchmarks with more than one thing to measure, and one in a shorter form than by itself.
+RUNS: dict[str, tuple[list[str], ...]] = {
+    "engine": ([], ["--processes", "2"], ["--scaling"]),
+    "redeemers": (["--rounds", "1000", "--kills", "50", "--store-kills", "2"],),
+}
 
 
 def names() -> list[str]:

@@ -210,7 +210,7 @@ async def work(arguments: argparse.Namespace) -> None:
             parts += await roles.make_engine(watched, stack)
         if "dispatcher" in wanted:
             watched = dataclasses.replace(core, streams=cast("ChannelStreams", _Streams(core.streams, watch)))
-            parts.append(roles.make_dispatcher(watched, stack))
+            parts += roles.make_dispatcher(watched, stack)
         if "gateway" in wanted:
             await roles.open_gateway(core, roles.make_desk(core), stack)
         async with asyncio.TaskGroup() as group:

@@ -38,10 +38,14 @@ class Outgoing:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What the re-check before a send gives: the message, and the channels allowed right now in order of preference."""
+    """What the re-check before a send gives: the message, and the channels allowed right now in order of preference.
+
+    `noted` is what was noted of withdrawn consents then.
+    """
 
     outgoing: Outgoing
     channels: tuple[events.Channel, ...]
+    noted: bytes = b""
 
 
 class Channel(Protocol):

@@ -1,14 +1,17 @@
 """Delivering one message: re-check, choose a channel, hand over, and record what came of it.
 
-The states a message goes through are the table `STEPS`. They are saved before and after every hand-over, so that a
-dispatcher that takes over from a dead one knows which channel may have the message already and asks that one again,
-under the same key, instead of another.
+The states a message goes through are the table in `channels.states`. They are saved before and after every hand-over,
+so that a dispatcher that takes over from a dead one knows which channel may have the message already and asks that one
+again, under the same key, instead of another.
 
-Rules: every hand-over comes after a fresh re-check (an opt-out holds before the next send); nothing is handed over past
-the deadline; a final state is saved first, and its receipt is in the log before `deliver` returns. Every save names the
-state it goes on from, and every receipt comes after a save: a dispatcher that slept while another took the message over
-is refused (`Fenced`), and sends and reports nothing more. So is one that holds an entry which its store has lost: the
-log brings the message back in a new one, and what this one would say of it is not true then.
+Rules: every hand-over comes after a fresh re-check, and begins only if no consent was withdrawn since; nothing is
+handed over past the deadline; a final state is saved first, and its receipt is in the log before `deliver` returns.
+Every save names the state it goes on from, and every receipt comes after a save: a dispatcher that slept while another
+took the message over is refused (`Fenced`), and sends and reports nothing more. So is one that holds an entry which its
+store has lost: the log brings the message back in a new one, and what this one would say of it is not true then. A
+recall ends a message in the same way, whoever has it: what is handed over next is refused, and its end is reported.
+
+A push that has to be acknowledged is not waited for here: `deliver` says when to look again.
 
 Each channel has hand-over slots of its own, so one that hangs holds up only its own messages.
 """
@@ -16,74 +19,34 @@ Each channel has hand-over slots of its own, so one that hangs holds up only its
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
 from channels.breaker import Breaker
 from channels.contract import Channel, Prepared
 from channels.patience import Patience
+from channels.states import Delivery, State
 from channels.trace import count_handed_over
 from nearcast import events
 from nearcast.clock import Clock
 from nearcast.decisions import Reason
 from nearcast.errors import DropSend, FallBack, Fenced, InputError, Recalled, SendError, Unavailable
-from nearcast.messages import Emitted, Message, Recall
-from nearcast.metrics import EVENT_TO_SEND, SENDS, SUPPRESSED
+from nearcast.ids import MessageId
+from nearcast.messages import Emitted, Message, Recall, Released
+from nearcast.metrics import EVENT_TO_SEND, FALL_BACKS, SENDS, SUPPRESSED
 
 log = logging.getLogger("nearcast.channels")
 
 #: A hand-over must follow its save within this time. It is well below the silence after which entries are taken over.
-_FRESH_S = 10.0
+_FRESH_S = 5.0
 
-State = Literal["pending", "sending", "sent", "suppressed", "failed"]
-
-#: From each state, where a message can go. "sending" names a channel and may go on to itself: the same channel again,
-#: or the next one. States that lead nowhere are final.
-STEPS: Mapping[State, frozenset[State]] = {
-    "pending": frozenset({"sending", "suppressed", "failed"}),
-    "sending": frozenset({"sending", "pending", "sent", "suppressed", "failed"}),
-    "sent": frozenset(),
-    "suppressed": frozenset(),
-    "failed": frozenset(),
-}
-
-
-class Delivery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a message got. `attempts` counts those on `channel`; `given_up` are the channels that will not do.
-
-    `by` is the courier that saved it, so that two couriers never save the same. What is compared with the stored bytes
-    is this struct encoded again: fields may be added, with defaults, and not be removed. `times_ms` is the trace of one
-    that was sent, as far as the hand-over (`channels.trace.marks`).
-    """
-
-    state: State = "pending"
-    channel: events.Channel | None = None
-    attempts: int = 0
-    given_up: tuple[events.Channel, ...] = ()
-    reason: str = ""
-    by: str = ""
-    times_ms: tuple[int, ...] = ()
-
-    @property
-    def final(self) -> bool:
-        return not STEPS[self.state]
-
-    def to(
-        self, state: State, *, channel: events.Channel | None = None, attempts: int = 0, reason: str = ""
-    ) -> "Delivery":
-        """The next step. Raises `ValueError` for one that `STEPS` does not have."""
-        if state not in STEPS[self.state]:
-            raise ValueError(f"a delivery can't go from {self.state} to {state}")
-        return Delivery(state=state, channel=channel, attempts=attempts, given_up=self.given_up, reason=reason)
-
-    def without(self, channel: events.Channel) -> "Delivery":
-        """This channel will not do: the next one may."""
-        return msgspec.structs.replace(self.to("pending"), given_up=(*self.given_up, channel))
+#: Why a message went on from devices that had it.
+UNACKNOWLEDGED = "unacknowledged"
 
 
 class Desk(Protocol):
@@ -101,13 +64,18 @@ class Desk(Protocol):
         reason: str,
         *,
         final: bool = True,
+        unsent: bool = False,
     ) -> None:
         """Append a Receipt to the log; it is there when this returns. The same arguments make the same event id.
-        `final` is False for a failed attempt of a message that goes on."""
+        `final` is False for an attempt of a message that goes on; `unsent` says that nothing has left the house."""
         ...
 
     async def recall(self, entry: Recall) -> None:
         """Take a message back that has been handed over, unless somebody has opened it."""
+        ...
+
+    async def released(self, entry: Released) -> None:
+        """Free the coupons that were reserved for a customer as long as they were in a store."""
         ...
 
     async def emit(self, entry: Emitted) -> None:
@@ -121,12 +89,31 @@ class Desk(Protocol):
         """
         ...
 
+    async def begin(
+        self,
+        message: Message,
+        entry_id: str,
+        before: Delivery,
+        after: Delivery,
+        prepared: Prepared,
+        until_ms: int,
+    ) -> bool:
+        """`save_delivery` before a hand-over, which is over by `until_ms`; until the next save it is under way.
+
+        False, and nothing is saved, if the customer withdrew a consent since it was `prepared`, in the same step.
+        """
+        ...
+
     async def save_delivery(self, message: Message, entry_id: str, before: Delivery, after: Delivery) -> None:
         """Keep how far the message got, at least for as long as its outbox entry may come back.
 
         Only if `before` is what is stored (or `after`: a repeated save changes nothing) and the entry is in the outbox
-        still, in one step; else `Fenced`.
+        still, in one step; else `Fenced`. Either way no hand-over of `after.by` is under way any more.
         """
+        ...
+
+    async def acknowledged(self, messages: Sequence[Message]) -> set[MessageId]:
+        """Which of these a device has acknowledged."""
         ...
 
 
@@ -148,6 +135,10 @@ class _Journey:
     @property
     def begun(self) -> events.Channel | None:
         return self.delivery.channel if self.delivery.state == "sending" else None
+
+
+class _TakenBack(Exception):
+    """A recall has ended the message meanwhile; `journey.delivery` says how."""
 
 
 class Courier:
@@ -185,8 +176,10 @@ class Courier:
         entry_id: str,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
         times_ms: tuple[int, ...] = (),
-    ) -> None:
-        """Bring the message of an outbox entry to a final state and its receipt into the log.
+    ) -> int | None:
+        """Bring the message of an outbox entry to a final state and its receipt into the log. Returns None then.
+
+        Or returns when to come again (ms): at the latest, for devices have the message and may acknowledge it.
 
         Raises `Stopping`, `Fenced` when another dispatcher goes on with the message or its entry is gone, and
         `InputError` when what is stored about it can't be read. `waiting` is entered for as long as the message waits
@@ -197,6 +190,11 @@ class Courier:
         journey = _Journey(message, entry_id, delivery, interrupted, tuple(message.channels), times_ms)
         faults = 0
         while not journey.delivery.final:
+            if journey.delivery.state == "awaiting":
+                due_ms = await self._patience.insist("an acknowledgement", partial(self._look_again, journey))
+                if due_ms:
+                    return due_ms
+                continue
             wanted, wait_s = self._choose(journey)
             if wait_s and not self._too_late(journey):
                 with waiting():
@@ -207,6 +205,8 @@ class Courier:
             try:
                 wait_s = await self._step(journey, wanted)
                 faults = 0
+            except _TakenBack:
+                break
             except Unavailable as error:
                 faults += 1
                 log.warning("message %s has to wait: %s", message.id, error)
@@ -218,7 +218,26 @@ class Courier:
             elif wait_s:
                 with waiting():
                     await self._pause(journey, wait_s)
-        await self._receipt(journey, journey.delivery.state, journey.delivery.channel, journey.delivery.reason)
+        await self._receipt(journey)
+        return None
+
+    async def _look_again(self, journey: _Journey) -> int:
+        """Whether a device has acknowledged it; if none has in time, the next channel may have it. When to come again,
+        or 0 if it goes on."""
+        delivery = journey.delivery
+        try:
+            if await self._desk.acknowledged([journey.message]) or self._too_late(journey):
+                await self._save(journey, delivery.to("sent", channel=delivery.channel, times_ms=delivery.times_ms))
+            elif self._clock.now_ms() < delivery.due_ms:
+                return delivery.due_ms
+            else:
+                await self._save(journey, delivery.unacknowledged())
+        except _TakenBack:
+            return 0
+        if not journey.delivery.final and delivery.channel is not None:
+            FALL_BACKS.labels(delivery.channel).inc()
+            await self._attempted(journey, "failed", delivery.channel, UNACKNOWLEDGED)
+        return 0
 
     def _left(self, journey: _Journey) -> list[events.Channel]:
         """The channels that may still bring the message, in order of preference."""
@@ -259,6 +278,9 @@ class Courier:
             return await self._suppress(journey, Reason.TOO_LATE)
 
         journey.allowed = prepared.channels
+        if journey.delivery.out is not None and await self._desk.acknowledged([journey.message]):
+            # Somebody has it in front of them after all.
+            return await self._settle(journey, "sent", journey.delivery.out, "")
         name, wait_s = self._choose(journey)
         if name is None and journey.interrupted:
             # It may have gone out on a channel that is not allowed any more; another one could say it twice.
@@ -273,19 +295,23 @@ class Courier:
         self._breakers[name].begin()
         repeated = journey.begun == name
         attempts = journey.delivery.attempts + 1 if repeated else 1
-        began_s = self._clock.monotonic_s()
-        await self._save(journey, journey.delivery.to("sending", channel=name, attempts=attempts))
+        began_s, limit_s = self._clock.monotonic_s(), self._limit_s(journey, name)
+        until_ms = self._clock.now_ms() + round(1000 * (_FRESH_S + limit_s))
+        after = journey.delivery.to("sending", channel=name, attempts=attempts)
+        if not await self._save(journey, after, prepared, until_ms):
+            # A consent was withdrawn just now. The next step finds out which.
+            return 0.0
         if self._clock.monotonic_s() - began_s > _FRESH_S:
             # We stood still; others may have the message by now. The next step finds out.
             return 0.0
         handed_over_ms = self._clock.now_ms()
         times_ms = (*journey.times_ms, handed_over_ms) if journey.times_ms else ()
         try:
-            async with asyncio.timeout(self._limit_s(journey, name)):
+            async with asyncio.timeout(limit_s):
                 await self._channels[name].send(replace(prepared.outgoing, repeated=repeated, times_ms=times_ms))
         except FallBack as error:
             self._breakers[name].worked()
-            return await self._give_up(journey, name, "fall_back", error)
+            return await self._give_up(journey, name, "fall_back", error, doubtful=False)
         except Recalled as error:
             SENDS.labels(name, "dropped").inc()
             self._breakers[name].worked()
@@ -299,18 +325,52 @@ class Courier:
             if not isinstance(error, SendError | Unavailable | TimeoutError):
                 log.exception("channel %s broke on message %s", name, journey.message.id)
             if self._should_move_on(journey, name, attempts):
-                return await self._give_up(journey, name, "retry", error)
+                return await self._give_up(journey, name, "retry", error, doubtful=True)
             SENDS.labels(name, "retry").inc()
             why = _why(error)
-            await self._insist(journey, journey.delivery.to("sending", channel=name, attempts=attempts, reason=why))
+            after = journey.delivery.to("sending", channel=name, attempts=attempts, reason=why)
+            await self._insist(journey, msgspec.structs.replace(after, doubtful=True))
             journey.interrupted = False
-            await self._attempt_failed(journey, name, why)
+            await self._attempted(journey, "failed", name, why)
             return self._patience.backoff_s(attempts)
         SENDS.labels(name, "sent").inc()
         EVENT_TO_SEND.labels(name).observe(max(0, handed_over_ms - journey.message.at_ms) / 1000)
         count_handed_over(journey.message.id, times_ms)
         self._breakers[name].worked()
-        return await self._settle(journey, "sent", name, "", times_ms)
+        return await self._handed_over(journey, name, handed_over_ms, times_ms)
+
+    async def _handed_over(
+        self, journey: _Journey, name: events.Channel, handed_over_ms: int, times_ms: tuple[int, ...]
+    ) -> float:
+        """A channel has it: that is all, or a device has to acknowledge it before the next channel's turn comes."""
+        journey.interrupted = False
+        due_ms = self._due_ms(journey, name, handed_over_ms)
+        if due_ms:
+            after = journey.delivery.to("awaiting", channel=name, times_ms=times_ms, due_ms=due_ms)
+        else:
+            after = journey.delivery.ended("sent", name, "", times_ms)
+        try:
+            await self._insist(journey, after)
+        except _TakenBack:
+            # It did go out before it was taken back.
+            append = partial(self._desk.receipt, journey.message, "sent", name, "")
+            await self._patience.insist("a receipt", append)
+            raise
+        if due_ms:
+            await self._attempted(journey, "sent", name, "")
+        return 0.0
+
+    def _due_ms(self, journey: _Journey, name: events.Channel, handed_over_ms: int) -> int:
+        """When the next channel's turn is if no device has acknowledged the message by then; 0: never.
+
+        Devices have the time that the message gives them from the hand-over on, however late that is.
+        """
+        message = journey.message
+        others = [other for other in self._left(journey) if other != name]
+        if name != "websocket" or not message.fall_back_ms or not others:
+            return 0
+        due_ms = handed_over_ms + max(0, message.fall_back_ms - message.at_ms)
+        return due_ms if due_ms < message.deadline_ms else 0
 
     def _should_move_on(self, journey: _Journey, name: events.Channel, attempts: int) -> bool:
         """Whether to leave a channel that fails to the next one. The last one is tried until the deadline."""
@@ -327,59 +387,84 @@ class Courier:
         left_s = (journey.message.deadline_ms - self._clock.now_ms()) / 1000
         return min(self._send_timeout_s, max(1.0, left_s / 2))
 
-    async def _give_up(self, journey: _Journey, name: events.Channel, status: str, error: Exception) -> float:
+    async def _give_up(
+        self, journey: _Journey, name: events.Channel, status: str, error: Exception, *, doubtful: bool
+    ) -> float:
         SENDS.labels(name, status).inc()
-        await self._insist(journey, journey.delivery.without(name))
+        await self._insist(journey, journey.delivery.without(name, doubtful=doubtful))
         journey.interrupted = False
-        await self._attempt_failed(journey, name, _why(error))
+        await self._attempted(journey, "failed", name, _why(error))
         return 0.0
 
     async def _suppress(self, journey: _Journey, reason: str) -> float:
         await self._settle(journey, "suppressed", None, reason)
-        SUPPRESSED.labels(reason).inc()
+        if journey.delivery.state == "suppressed":
+            SUPPRESSED.labels(reason).inc()
         return 0.0
 
-    async def _settle(
-        self,
-        journey: _Journey,
-        state: State,
-        name: events.Channel | None,
-        reason: str,
-        times_ms: tuple[int, ...] = (),
-    ) -> float:
-        after = journey.delivery.to(state, channel=name, reason=reason)
-        await self._insist(journey, msgspec.structs.replace(after, times_ms=times_ms))
+    async def _settle(self, journey: _Journey, state: State, name: events.Channel | None, reason: str) -> float:
+        await self._insist(journey, journey.delivery.ended(state, name, reason))
         return 0.0
 
     async def _insist(self, journey: _Journey, after: Delivery) -> None:
         await self._patience.insist("saving a delivery", partial(self._save, journey, after))
 
-    async def _save(self, journey: _Journey, after: Delivery) -> None:
-        after = msgspec.structs.replace(after, by=self._name)
+    async def _save(
+        self, journey: _Journey, after: Delivery, prepared: Prepared | None = None, until_ms: int = 0
+    ) -> bool:
+        """Save the next step, with `prepared` just before a hand-over. False if a consent was withdrawn since.
+
+        Raises `_TakenBack`, and what `Desk.save_delivery` does.
+        """
+        # What an attempt of a dispatcher that died came to is not known.
+        after = msgspec.structs.replace(after, by=self._name, doubtful=after.doubtful or journey.interrupted)
         message, entry_id = journey.message, journey.entry_id
+
+        async def save(before: Delivery) -> bool:
+            if prepared is not None:
+                return await self._desk.begin(message, entry_id, before, after, prepared, until_ms)
+            await self._desk.save_delivery(message, entry_id, before, after)
+            return True
+
         try:
-            await self._desk.save_delivery(message, entry_id, journey.delivery, after)
+            saved = await save(journey.delivery)
         except Fenced:
-            # It may be our own save that is in the way: it happened, and its reply was lost.
             stored = await self._desk.delivery(message)
+            if stored.final and not stored.by:
+                # No courier ended it: a recall did.
+                journey.delivery = stored
+                raise _TakenBack from None
+            # It may be our own save that is in the way: it happened, and its reply was lost.
             if stored.by != self._name or stored.final:
                 raise
-            await self._desk.save_delivery(message, entry_id, stored, after)
-        journey.delivery = after
+            saved = await save(stored)
+        if saved:
+            journey.delivery = after
+        return saved
 
     async def _pause(self, journey: _Journey, wait_s: float) -> None:
         """Wait, and not past the deadline."""
         left_s = (journey.message.deadline_ms - self._clock.now_ms()) / 1000
         await self._patience.pause(min(wait_s, max(0.0, left_s)))
 
-    async def _receipt(self, journey: _Journey, state: State, name: events.Channel | None, reason: str) -> None:
-        if state == "pending" or state == "sending":
-            raise ValueError(f"{state} is not an outcome")
-        append = partial(self._desk.receipt, journey.message, state, name, reason)
+    async def _receipt(self, journey: _Journey) -> None:
+        delivery = journey.delivery
+        if delivery.state == "pending" or delivery.state == "sending" or delivery.state == "awaiting":
+            raise ValueError(f"{delivery.state} is not an outcome")
+        append = partial(
+            self._desk.receipt,
+            journey.message,
+            delivery.state,
+            delivery.channel,
+            delivery.reason,
+            unsent=delivery.unsent,
+        )
         await self._patience.insist("a receipt", append)
 
-    async def _attempt_failed(self, journey: _Journey, name: events.Channel, why: str) -> None:
-        append = partial(self._desk.receipt, journey.message, "failed", name, why, final=False)
+    async def _attempted(
+        self, journey: _Journey, status: events.DeliveryStatus, name: events.Channel, why: str
+    ) -> None:
+        append = partial(self._desk.receipt, journey.message, status, name, why, final=False)
         await self._patience.insist("a receipt", append)
 
     def _too_late(self, journey: _Journey) -> bool:

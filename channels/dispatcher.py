@@ -6,6 +6,10 @@ customers go side by side. What waits for its channel is counted apart from what
 the log, so a crash repeats an entry and never loses one; one that another dispatcher has taken over, or that the store
 has lost, is let go of. A log or store that is away is waited for. It never sends anything that does not stand in the
 outbox.
+
+A message that devices have and may acknowledge is put aside (`max_awaiting`): what follows for its customer goes on
+meanwhile. It takes its turn again when the next channel's has come, or sooner when one look at many finds it
+acknowledged. Recalls wait behind nothing, since what they take back may be what waits.
 """
 
 import asyncio
@@ -15,16 +19,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Protocol
 
 from channels.breaker import Breaker
 from channels.contract import Channel, Prepared
-from channels.delivery import Courier, Delivery, Desk
+from channels.delivery import Courier, Desk
 from channels.patience import Patience, Stopping
+from channels.states import Delivery
 from nearcast import events
 from nearcast.clock import Clock
 from nearcast.errors import Fenced, InputError, Unavailable
-from nearcast.messages import Emitted, Message, OutboxEntry, Recall
+from nearcast.ids import MessageId
+from nearcast.messages import Emitted, Message, OutboxEntry, Recall, Released
 from nearcast.metrics import TASK_FAILURES
 
 __all__ = ["Delivery", "Desk", "Dispatcher", "DispatcherSettings", "Outbox", "Pending", "Prepared"]
@@ -84,6 +91,11 @@ class DispatcherSettings:
     #: Entries that wait for a channel (a free slot, a backoff, an open breaker) or behind another of their customer.
     #: With as many of them nothing more is taken.
     max_waiting: int = 10_000
+    #: Messages that devices have and may acknowledge before the next channel's turn comes. The same holds.
+    max_awaiting: int = 20_000
+    #: How often to look whether some of them are acknowledged or due, and at how many at a time for the former.
+    look_s: float = 0.25
+    looked_at: int = 500
     read_wait_ms: int = 500
     #: Passing faults of one channel before the next one, if there is one, gets the message.
     attempts_per_channel: int = 4
@@ -130,6 +142,8 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._taken = 0
         self._waiting = 0
+        #: Messages put aside, and when their turn comes again (ms). Those to be looked at next stand first.
+        self._awaiting: dict[MessageId, tuple[Pending, int]] = {}
         self._finished: list[Pending] = []
         self._any_finished = asyncio.Event()
         self._removing = asyncio.Lock()
@@ -140,15 +154,17 @@ class Dispatcher:
         """Deliver until cancelled (at once: unfinished entries stay in the outbox) or told to stop."""
         self._ended.clear()
         remover = asyncio.create_task(self._remove_finished(), name="dispatcher remover")
+        looker = asyncio.create_task(self._look_after_awaiting(), name="dispatcher acknowledgements")
         try:
             await self._take_entries()
+            looker.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
             await self._remove_once()
         finally:
-            for task in (remover, *self._tasks):
+            for task in (remover, looker, *self._tasks):
                 task.cancel()
-            await asyncio.gather(remover, *self._tasks, return_exceptions=True)
+            await asyncio.gather(remover, looker, *self._tasks, return_exceptions=True)
             self._ended.set()
 
     async def stop(self) -> None:
@@ -160,11 +176,11 @@ class Dispatcher:
         faults = 0
         while not self._stopping.is_set():
             room = max(0, self._settings.max_in_flight - (self._taken - self._waiting))
-            if self._waiting >= self._settings.max_waiting:
+            if self._waiting >= self._settings.max_waiting or len(self._awaiting) >= self._settings.max_awaiting:
                 room = 0
             try:
                 for pending in await self._outbox.read(room, self._settings.read_wait_ms if room else 0):
-                    self._queue(pending)
+                    self._take(pending)
                 faults = 0
                 if not room:
                     await asyncio.sleep(_FULL_WAIT_S)
@@ -180,13 +196,22 @@ class Dispatcher:
             except Stopping:
                 return
 
-    def _queue(self, pending: Pending) -> None:
-        self._taken += 1
+    def _take(self, pending: Pending) -> None:
         if pending.times_ms:
             # What it waits for from here on is ours.
             pending = replace(pending, times_ms=(*pending.times_ms, self._clock.now_ms()))
+        self._queue(pending)
+
+    def _queue(self, pending: Pending) -> None:
+        self._taken += 1
         entry = pending.entry
-        lane = f"key {entry.key}" if isinstance(entry, Emitted) else f"customer {entry.customer}"
+        match entry:
+            case Emitted():
+                lane = f"key {entry.key}"
+            case Recall():
+                lane = f"recall {entry.message}"
+            case _:
+                lane = f"customer {entry.customer}"
         if lane in self._lanes:
             self._lanes[lane].append(pending)
             self._waiting += 1
@@ -201,9 +226,13 @@ class Dispatcher:
         try:
             while True:
                 try:
-                    await self._finish(queue[0])
-                    self._finished.append(queue.popleft())
-                    self._any_finished.set()
+                    due_ms = await self._finish(queue[0])
+                    pending = queue.popleft()
+                    if due_ms is not None and isinstance(pending.entry, Message):
+                        self._put_aside(pending, pending.entry.id, due_ms)
+                    else:
+                        self._finished.append(pending)
+                        self._any_finished.set()
                 except Fenced:
                     log.info("outbox entry %s is with another dispatcher now, or gone", queue[0].entry_id)
                     self._outbox.release(queue.popleft())
@@ -226,31 +255,76 @@ class Dispatcher:
         finally:
             self._waiting -= 1
 
-    async def _finish(self, pending: Pending) -> None:
-        """Bring one entry to its end, whatever it takes. Raises `Stopping`, and `Fenced` if it is another's now."""
+    async def _finish(self, pending: Pending) -> int | None:
+        """Bring one entry to its end, whatever it takes. Raises `Stopping`, and `Fenced` if it is another's now.
+
+        Or returns when its turn comes again (ms), as `Courier.deliver` does.
+        """
         entry = pending.entry
         faults = 0
         while True:
             try:
                 if isinstance(entry, Message):
-                    await self._courier.deliver(entry, pending.entry_id, self._waits, pending.times_ms)
-                elif isinstance(entry, Recall):
+                    return await self._courier.deliver(entry, pending.entry_id, self._waits, pending.times_ms)
+                if isinstance(entry, Recall):
                     await self._patience.insist("a recall", partial(self._desk.recall, entry))
+                    self._wake(entry.message)
+                elif isinstance(entry, Released):
+                    await self._patience.insist("a release", partial(self._desk.released, entry))
                 else:
                     await self._patience.insist("an event", partial(self._desk.emit, entry))
-                return
+                return None
             except (Stopping, Fenced):
                 raise
             except InputError as error:
                 # The log will never take it, or nobody can read how far it got.
                 await self._patience.insist("a dead letter", partial(self._outbox.bury, pending, error))
-                return
+                return None
             except Exception:
                 # Ours to mend, and not to crash on: a message ends at its deadline, an event stays in the outbox.
                 faults += 1
                 TASK_FAILURES.labels("dispatcher").inc()
                 log.exception("outbox entry %s of partition %d failed", pending.entry_id, pending.partition)
             await self._patience.pause(self._patience.backoff_s(faults))
+
+    def _put_aside(self, pending: Pending, message: MessageId, due_ms: int) -> None:
+        before = self._awaiting.pop(message, None)
+        if before is not None:
+            # The same message in a second entry: a store that had lost the first, and found it again.
+            self._outbox.release(before[0])
+        self._awaiting[message] = pending, due_ms
+        self._taken -= 1
+
+    def _wake(self, message: MessageId) -> None:
+        """Give a message that was put aside its turn."""
+        found = self._awaiting.pop(message, None)
+        if found is not None:
+            self._queue(found[0])
+
+    async def _look_after_awaiting(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.look_s)
+            try:
+                await self._look_at_awaiting()
+            except Unavailable as error:
+                log.warning("acknowledgements have to wait: %s", error)
+            except Exception:
+                TASK_FAILURES.labels("dispatcher").inc()
+                log.exception("looking at acknowledgements failed")
+
+    async def _look_at_awaiting(self) -> None:
+        now_ms = self._clock.now_ms()
+        for message in [message for message, (_, due_ms) in self._awaiting.items() if due_ms <= now_ms]:
+            self._wake(message)
+        some = list(islice(self._awaiting.items(), self._settings.looked_at))
+        for message, found in some:
+            # Behind the others.
+            del self._awaiting[message]
+            self._awaiting[message] = found
+        wanted = [pending.entry for _, (pending, _) in some if isinstance(pending.entry, Message)]
+        if wanted:
+            for message in await self._desk.acknowledged(wanted):
+                self._wake(message)
 
     async def _remove_finished(self) -> None:
         while True:

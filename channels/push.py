@@ -1,4 +1,5 @@
-"""The WebSocket channel: publishes a message to the customer's, or the store staff's, gateway channel, or withdraws it.
+"""The WebSocket channel: publishes a message to the customer's gateway channel, or an alert to the store staff's, or
+withdraws it.
 
 Publishing is idempotent by message id, withdrawing by message and reason. What it knows of the gateway is `Publisher`.
 """
@@ -60,7 +61,8 @@ async def recall(publisher: Publisher, channel: str, message: MessageId) -> None
 
 
 class PushChannel:
-    """Offers reach a customer who is connected now; assists count as sent once published, whoever is on shift."""
+    """Offers and notices reach a customer who is connected now; assists count as sent once published, whoever is on
+    shift."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -96,7 +98,7 @@ class PushChannel:
 
 
 def _channel_of(message: Message) -> str:
-    if message.kind == "offer":
+    if message.kind != "assist":
         return customer_channel(message.customer)
     if message.store is None:
         raise DropSend("an assist without a store reaches no staff")

@@ -1,15 +1,14 @@
 """The words of a promotion, rendered for one customer. Values in, text out; nothing here does I/O.
 
-The templates are written by the retailer and run sandboxed: they see `product`, `store`, `discount`, `price`,
-`customer`, `order`, `pickup_store` and `minutes`, and no more. A name that does not exist is an error, found by
-`check_words` before a promotion is accepted, and never an empty gap in a message. What is merely absent (a promotion
-without a product) is an empty text.
+The templates are written by the retailer and run sandboxed: they see the fields of `Facts`, and no more. A name that
+does not exist is an error, found by `check_words` before a promotion is accepted, and never an empty gap in a message.
+What is merely absent (a promotion without a product) is an empty text.
 
 The result is plain text on one line; whoever puts it into HTML escapes it.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
 from jinja2 import StrictUndefined, Template, TemplateError, meta
@@ -25,7 +24,6 @@ MAX_BODY = 480
 
 #: Languages that write 3,49 and put the currency and the percent sign after the number.
 _COMMA_LANGUAGES = frozenset({"cs", "da", "de", "es", "fi", "fr", "it", "nb", "nl", "pl", "pt", "ro", "ru", "sv", "tr"})
-_NAMES = frozenset({"product", "store", "discount", "price", "customer", "order", "pickup_store", "minutes"})
 
 # Plain text, see above: escaping here would put &amp; into an SMS.
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
@@ -58,6 +56,15 @@ class Facts:
     order: str = ""
     pickup_store: Named = field(default_factory=Named)
     minutes: int | str = ""
+    #: How the order stands.
+    status: str = ""
+    #: What is out of stock, of an offer of something else, or of another store's.
+    instead_of: Named = field(default_factory=Named)
+    #: Where the product stands in the store; "" if unknown.
+    aisle: str = ""
+
+
+_NAMES = frozenset(each.name for each in fields(Facts))
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,9 @@ def check_words(promotion: Promotion) -> list[str]:
         order="A-17",
         pickup_store=Named("Main St"),
         minutes=4,
+        status="packed",
+        instead_of=Named("Coffee"),
+        aisle="7",
     )
     faults = []
     for locale, words in promotion.words.items():

@@ -41,6 +41,10 @@ class Receipt(msgspec.Struct, frozen=True):
     rejected: list[Rejected] = []
 
 
+class _Decisions(msgspec.Struct):
+    decisions: list[dict[str, Any]]
+
+
 class _Problem(msgspec.Struct):
     """RFC 9457, as far as a program needs it."""
 
@@ -86,6 +90,16 @@ class Nearcast:
         """Everything known of one customer."""
         return msgspec.json.decode(await self._call("GET", f"/v1/customers/{customer}"), type=dict[str, Any])
 
+    async def decisions(self, customer: str, limit: int = 20) -> list[dict[str, Any]]:
+        """The newest decisions about a customer, newest first, at most 100."""
+        path = f"/v1/customers/{customer}/decisions?limit={limit}"
+        return msgspec.json.decode(await self._call("GET", path), type=_Decisions).decisions
+
+    async def message(self, customer: str, message: str) -> dict[str, Any]:
+        """What became of a message."""
+        body = await self._call("GET", f"/v1/customers/{customer}/messages/{message}")
+        return msgspec.json.decode(body, type=dict[str, Any])
+
     async def erase(self, customer: str) -> None:
         await self._call("DELETE", f"/v1/customers/{customer}")
 
@@ -93,9 +107,37 @@ class Nearcast:
         """What a coupon is worth now, without using it up."""
         return msgspec.json.decode(await self._call("GET", f"/v1/coupons/{code}"), type=dict[str, Any])
 
-    async def redeem(self, code: str, *, store: str, redemption_id: str) -> dict[str, Any]:
-        """Use a coupon up. The same `redemption_id` again gives the same answer; another one is refused."""
+    async def reserve(self, code: str, *, store: str, redemption_id: str, hold_s: float = 300.0) -> dict[str, Any]:
+        """Keep a coupon for one purchase for so many seconds."""
+        body = msgspec.json.encode({"store": store, "redemption_id": redemption_id, "hold_s": hold_s})
+        return msgspec.json.decode(await self._call("POST", f"/v1/coupons/{code}/reserve", body), type=dict[str, Any])
+
+    async def release(self, code: str, *, store: str, redemption_id: str) -> dict[str, Any]:
+        """End a reservation; one that is over is no error."""
         body = msgspec.json.encode({"store": store, "redemption_id": redemption_id})
+        return msgspec.json.decode(await self._call("POST", f"/v1/coupons/{code}/release", body), type=dict[str, Any])
+
+    async def rollback(self, code: str, *, store: str, redemption_id: str) -> dict[str, Any]:
+        """Call a redemption off; the coupon is as it was, the `redemption_id` is spent."""
+        body = msgspec.json.encode({"store": store, "redemption_id": redemption_id})
+        return msgspec.json.decode(await self._call("POST", f"/v1/coupons/{code}/rollback", body), type=dict[str, Any])
+
+    async def redeem(
+        self,
+        code: str,
+        *,
+        store: str,
+        redemption_id: str,
+        revenue_cents: int | None = None,
+        discount_cents: int | None = None,
+    ) -> dict[str, Any]:
+        """Use a coupon up. The same `redemption_id` again gives the same answer; another one is refused.
+
+        The sums are what the purchase costs before the discount, and what the coupon takes off.
+        """
+        sums = {"revenue_cents": revenue_cents, "discount_cents": discount_cents}
+        said = {name: cents for name, cents in sums.items() if cents is not None}
+        body = msgspec.json.encode({"store": store, "redemption_id": redemption_id, **said})
         return msgspec.json.decode(await self._call("POST", f"/v1/coupons/{code}/redeem", body), type=dict[str, Any])
 
     async def ready(self) -> bool:

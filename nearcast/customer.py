@@ -143,6 +143,9 @@ class Exposure(msgspec.Struct, array_like=True, gc=False):
     #: They bought since: counted once.
     converted: bool = False
     sku: Sku | None = None
+    #: It is one of those whose arms are compared; and what was paid since for the promotion's things, in cents.
+    compared: bool = True
+    revenue_cents: int = 0
 
 
 class ChannelHistory(msgspec.Struct, array_like=True, gc=False):

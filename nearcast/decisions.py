@@ -145,6 +145,8 @@ class Decision(msgspec.Struct, kw_only=True, omit_defaults=True):
     #: promotion's order.
     channels: dict[Channel, float] = {}
     channel_model_version: str = ""
+    #: Of the promotion's channels, those that caps on channels leave out.
+    capped_channels: list[Channel] = []
 
     @property
     def expected_cents(self) -> float:

@@ -7,7 +7,7 @@ A location event changes `Presence`, not `Customer`: that is `geofence.tracker`'
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -34,6 +34,7 @@ from nearcast.events import (
     Action,
     AnyEvent,
     Cart,
+    Channel,
     Consent,
     DeliveryStatus,
     Erase,
@@ -49,7 +50,7 @@ from nearcast.events import (
     sku_of,
     store_of,
 )
-from nearcast.ids import MessageId, Sku, derived_event_id
+from nearcast.ids import FenceId, MessageId, Sku, derived_event_id
 from nearcast.moments import Moment
 from nearcast.world import Trigger
 
@@ -59,6 +60,12 @@ DEADLINE_TIMER = "deadline"
 PRESENCE_TIMER = "presence"
 #: Of pickups (`geofence.trips`): the same.
 PICKUP_TIMER = "pickup"
+#: Of moments that wait for the end of quiet hours.
+HOLD_TIMER = "held"
+#: How many of those a customer can have; the oldest go first.
+KEPT_HELD = 16
+#: How many redemptions of one coupon that were called off are remembered.
+KEPT_CALLED_OFF = 16
 
 #: Receipts may overtake each other; a message moves forward along this order. "failed" stands first, since any other
 #: report knows better, and only the channel that sent a message can undo "sent".
@@ -75,8 +82,19 @@ _STATUS_ORDER: dict[DeliveryStatus | None, int] = {
     "dismissed": 8,
     "applied": 9,
     "redeemed": 10,
+    "rolled_back": 11,  # never a message's own status: it is "applied" again
+}
+#: How far a message got that has this status, or had it once; the others say nothing of that.
+STAGES: dict[DeliveryStatus, int] = {
+    "sent": 1,
+    "delivered": 2,
+    "dismissed": 2,
+    "opened": 3,
+    "applied": 4,
+    "redeemed": 5,
 }
 #: A message that got so far was handed over; a receipt of an earlier step may be missing.
+_MOMENT = msgspec.json.Decoder(Moment)
 _HANDED_OVER: frozenset[DeliveryStatus | None] = REACTED | {"sent", "delivered", "dismissed"}
 _MOMENT_OF_ACTION: dict[str, Trigger] = {
     "app_open": "app_open",
@@ -85,6 +103,8 @@ _MOMENT_OF_ACTION: dict[str, Trigger] = {
     "wifi_lookup": "wifi_lookup",
     "wishlist_add": "wishlist_add",
     "help_request": "help_request",
+    "order_ready": "order_ready",
+    "order_status": "order_status",
 }
 
 
@@ -104,6 +124,8 @@ class Folded(msgspec.Struct):
     moments: list[Moment] = []
     emit: list[Event] = []
     erased: bool = False
+    #: What a message that was not sent gives back of budgets: (pool, pieces, cents).
+    returned: list[tuple[str, int, int]] = []
 
 
 def is_late(event: AnyEvent, arrived_ms: int, rules: FoldRules) -> bool:
@@ -149,7 +171,7 @@ def _fold(customer: Customer, event: AnyEvent, segments: Mapping[str, str], rule
         case Consent():
             _fold_consent(customer, event)
         case Profile():
-            _fold_profile(customer, event)
+            return _fold_profile(customer, event)
         case Timer():
             return _fold_timer(customer, event)
         case Identify():
@@ -162,8 +184,19 @@ def _fold(customer: Customer, event: AnyEvent, segments: Mapping[str, str], rule
     return Folded()
 
 
-def record_message(customer: Customer, message: MessageId, decision: Decision) -> None:
-    """Remember that a message was decided, so that caps count it from this moment on."""
+def record_message(
+    customer: Customer,
+    message: MessageId,
+    decision: Decision,
+    *,
+    fence: FenceId | None = None,
+    channels: Sequence[Channel] = (),
+    tags: Sequence[str] = (),
+) -> None:
+    """Remember that a message was decided, so that caps count it from this moment on.
+
+    It holds in `fence`, may go by `channels`, and its promotion has `tags`.
+    """
     if decision.promotion is None:
         raise ValueError(f"decision {decision.id} has no promotion, so there is no message to record")
     sent = SentMessage(
@@ -173,6 +206,13 @@ def record_message(customer: Customer, message: MessageId, decision: Decision) -
         decision.at_ms,
         deadline_ms=decision.deadline_ms,
         is_alert=decision.outcome == "assist",
+        store=decision.store,
+        fence=fence,
+        sku=decision.sku,
+        channels=list(channels),
+        tags=list(tags),
+        charges=[(each.pool, each.pieces, each.cents) for each in decision.charges],
+        kind=decision.outcome,
     )
     kept = customer.messages
     if len(kept) >= KEPT_MESSAGES:
@@ -181,6 +221,25 @@ def record_message(customer: Customer, message: MessageId, decision: Decision) -
         kept = [*kept[:idle], *kept[idle + 1 :]]
     customer.messages = [*kept, sent]
     _set_deadline_timer(customer)
+
+
+def hold(customer: Customer, moment: Moment, until_ms: int) -> None:
+    """Keep a moment until then; it comes back as a moment of its timer. One that is held already is not held twice."""
+    kept = [(due_ms, data) for due_ms, data in customer.held if not _is_same(moment, data)]
+    customer.held = [*kept[1 - KEPT_HELD :], (until_ms, msgspec.json.encode(moment))]
+    _set_hold_timer(customer)
+
+
+def _is_same(moment: Moment, data: bytes) -> bool:
+    held = _MOMENT.decode(data)
+    return (held.trigger, held.subject) == (moment.trigger, moment.subject)
+
+
+def _set_hold_timer(customer: Customer) -> None:
+    if customer.held:
+        customer.timers[HOLD_TIMER] = min(due_ms for due_ms, _ in customer.held)
+    else:
+        customer.timers.pop(HOLD_TIMER, None)
 
 
 def _event_mark(event: Event) -> int:
@@ -305,10 +364,12 @@ def _fold_action(customer: Customer, event: Action) -> Folded:
                 customer=event.customer,
                 trigger=trigger,
                 at_ms=event.ts,
-                subject=event.sku or event.fence or event.store or "",
+                subject=event.order or event.sku or event.fence or event.store or "",
                 store=store_of(event),
                 fence=fence_of(event),
                 sku=sku,
+                order=event.order or "",
+                status=event.status or "",
             )
         ]
     )
@@ -329,11 +390,26 @@ def _fold_consent(customer: Customer, event: Consent) -> None:
         customer.consents[event.scope] = (True, event.ts)
 
 
-def _fold_profile(customer: Customer, event: Profile) -> None:
-    for field in ("name", "email", "phone", "locale", "time_zone", "loyalty", "groups"):
+def _fold_profile(customer: Customer, event: Profile) -> Folded:
+    before = customer.points
+    for field in ("name", "email", "phone", "locale", "time_zone", "loyalty", "groups", "attributes", "points"):
         value = getattr(event, field)
         if value is not None:
             setattr(customer, field, value)
+    if customer.points <= before:
+        return Folded()
+    return Folded(
+        moments=[
+            Moment(
+                event=event.event_id,
+                customer=customer.id,
+                trigger="points_reached",
+                at_ms=event.ts,
+                subject=str(customer.points),
+                points=(before, customer.points),
+            )
+        ]
+    )
 
 
 def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
@@ -344,11 +420,26 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
     if not event.final:
         # It may still arrive, so it goes on counting for caps.
         return Folded()
+    if event.status == "rolled_back":
+        return _fold_rollback(customer, sent, event)
     undone = event.status == "failed" and sent.status == "sent" and sent.channel == event.channel
-    if not undone and _STATUS_ORDER[event.status] <= _STATUS_ORDER[sent.status]:
+    forward = undone or _STATUS_ORDER[event.status] > _STATUS_ORDER[sent.status]
+    if event.status == "redeemed" and (event.redemption_id or "") in sent.called_off:
+        # Called off before it was heard of.
+        forward = False
+    stage = STAGES.get(event.status, 0) if forward or event.status != "redeemed" else 0
+    if not forward and stage <= sent.reached:
         return Folded(status="duplicate")
+    sent.reached = max(sent.reached, stage)
+    if not forward:
+        return Folded()
     if event.status == "redeemed":
         customer.redemptions += 1
+        sent.redemption = event.redemption_id or ""
+        sent.revenue_cents, sent.discount_cents = event.revenue_cents or 0, event.discount_cents or 0
+    returned: list[tuple[str, int, int]] = []
+    if event.status == "suppressed" and event.unsent:
+        returned, sent.charges = sent.charges, []
     before = sent.status
     sent.status = event.status
     if before not in _HANDED_OVER:
@@ -356,6 +447,19 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
         sent.channel = event.channel or sent.channel
     _count(customer, sent, before, event.ts)
     _set_deadline_timer(customer)
+    return Folded(returned=returned)
+
+
+def _fold_rollback(customer: Customer, sent: SentMessage, event: Receipt) -> Folded:
+    """The coupon is as if it had not been redeemed; that it once was stays in `reached`."""
+    redemption = event.redemption_id or ""
+    if redemption in sent.called_off:
+        return Folded(status="duplicate")
+    sent.called_off = [*sent.called_off[1 - KEPT_CALLED_OFF :], redemption]
+    if sent.status != "redeemed" or sent.redemption != redemption:
+        return Folded()
+    customer.redemptions = max(0, customer.redemptions - 1)
+    sent.status, sent.redemption, sent.revenue_cents, sent.discount_cents = "applied", "", 0, 0
     return Folded()
 
 
@@ -388,6 +492,8 @@ def _fold_timer(customer: Customer, event: Timer) -> Folded:
                 sent.status = "expired"
         _set_deadline_timer(customer)
         return Folded()
+    if event.kind == HOLD_TIMER:
+        return _fold_held(customer, event)
     if event.kind != CART_TIMER or not customer.cart:
         return Folded()
     customer.cart_abandoned = True
@@ -400,6 +506,21 @@ def _fold_timer(customer: Customer, event: Timer) -> Folded:
                 at_ms=event.ts,
                 subject=str(event.due_ms),
             )
+        ]
+    )
+
+
+def _fold_held(customer: Customer, event: Timer) -> Folded:
+    """Quiet hours are over: the moments that waited for that are moments of now."""
+    due = [_MOMENT.decode(data) for due_ms, data in customer.held if due_ms <= event.due_ms]
+    customer.held = [(due_ms, data) for due_ms, data in customer.held if due_ms > event.due_ms]
+    _set_hold_timer(customer)
+    return Folded(
+        moments=[
+            msgspec.structs.replace(
+                moment, event=event.event_id, at_ms=event.ts, held_since_ms=moment.held_since_ms or moment.at_ms
+            )
+            for moment in due
         ]
     )
 

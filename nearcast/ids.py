@@ -63,7 +63,7 @@ def coupon_code(secret: bytes, decision: DecisionId) -> CouponCode:
     Deterministic per decision: applying twice, or replaying, gives the same code.
     """
     mac = hmac.new(secret, b"coupon\x00" + decision.encode(), hashlib.sha256).digest()
-    return CouponCode(base64.b32encode(mac).translate(_TO_CROCKFORD)[:20].decode())
+    return CouponCode(base64.b32encode(mac[:15]).translate(_TO_CROCKFORD)[:20].decode())
 
 
 def normalise_code(typed: str) -> CouponCode:

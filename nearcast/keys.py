@@ -89,6 +89,11 @@ def footfall_day(partition: int, store: str, day: str) -> str:
     return f"{PREFIX}{{{partition}}}:footfall:{day}:{store}"
 
 
+def measured_day(partition: int, day: str) -> str:
+    """Hash of a UTC day: `<what>\\x1f<promotion>` → count, of the offers of that day (`offers.measure`); expires."""
+    return f"{PREFIX}{{{partition}}}:measured:{day}"
+
+
 def rewritten(stream: str) -> str:
     """Stream: another one of its slot while it is written anew; gone when that is done."""
     return f"{stream}:rewritten"
@@ -97,6 +102,26 @@ def rewritten(stream: str) -> str:
 def delivery(partition: int, message_id: str) -> str:
     """JSON: how far the dispatcher got with a message; expires."""
     return f"{PREFIX}{{{partition}}}:delivery:{message_id}"
+
+
+def handing_over(partition: int, customer_id: str) -> str:
+    """Sorted set: `<message>\\x1f<courier>` of hand-overs under way to a customer, by their end in ms; expires."""
+    return f"{PREFIX}{{{partition}}}:handing-over:{customer_id}"
+
+
+def live(partition: int) -> str:
+    """Sorted set: situations (`server.situations`) of offers that are out, by the last deadline in ms; expires."""
+    return f"{PREFIX}{{{partition}}}:live"
+
+
+def live_of(partition: int, situation: str) -> str:
+    """Sorted set: decisions whose offers are out in this situation, by deadline in ms; expires. Names nobody."""
+    return f"{PREFIX}{{{partition}}}:live:{situation}"
+
+
+def sweeping(partition: int) -> str:
+    """String: the dispatcher that looks after the partition's live situations; expires at once."""
+    return f"{PREFIX}{{{partition}}}:sweeping"
 
 
 def coupon(code: str) -> str:
@@ -109,9 +134,55 @@ def coupons_of(customer_id: str) -> str:
     return f"{PREFIX}coupons:{{{customer_id}}}"
 
 
-def budget(promotion: str, part: str) -> str:
-    """What is out of a promotion's budget; `part` is totals, records, held or done (see server/budgets.lua)."""
-    return f"{PREFIX}budget:{{{promotion}}}:{part}"
+def applied_lately(customer_id: str) -> str:
+    """Sorted set: codes that the customer applied within the hour, by when in ms; expires."""
+    return f"{PREFIX}applied-lately:{{{customer_id}}}"
+
+
+def redeemed_lately(customer_id: str) -> str:
+    """Sorted set: codes of the customer redeemed within the day, by when in ms; expires."""
+    return f"{PREFIX}redeemed-lately:{{{customer_id}}}"
+
+
+def store_coupons(store_id: str) -> str:
+    """Sorted set: codes of applied coupons that were offered for the store, by when in ms; the newest only."""
+    return f"{PREFIX}store-coupons:{{{store_id}}}"
+
+
+def purchase(store_id: str, redemption_id: str) -> str:
+    """Set: codes of the coupons that were reserved or redeemed in one purchase; expires."""
+    return f"{PREFIX}purchase:{{{store_id}\x1f{redemption_id}}}"
+
+
+def block(block_id: str) -> str:
+    """Hash: a block of coupons that is out at a store's tills; expires."""
+    return f"{PREFIX}block:{{{block_id}}}"
+
+
+def block_codes(block_id: str) -> str:
+    """Set: the codes of a block; expires with it."""
+    return f"{PREFIX}block:{{{block_id}}}:codes"
+
+
+def unknown_codes(asker: str) -> str:
+    """Hash: how many codes that don't exist an API key and store asked for lately, and when that is over; expires."""
+    return f"{PREFIX}unknown-codes:{{{asker}}}"
+
+
+def budget(pool: str) -> str:
+    """Hash: what a budget has granted, in all and to which partition (server/budgets.lua); pools are named by
+    `offers.budgets`."""
+    return f"{PREFIX}budget:{{{pool}}}"
+
+
+def spent(partition: int, pool: str) -> str:
+    """Hash: `pieces` and `cents` that the partition's decisions have used of a budget."""
+    return f"{PREFIX}{{{partition}}}:spent:{pool}"
+
+
+def leases(partition: int) -> str:
+    """Set: names of the pools of which the partition may have been granted more than it used."""
+    return f"{PREFIX}{{{partition}}}:leases"
 
 
 def channel_stream(channel: str) -> str:

@@ -70,7 +70,14 @@ class Recall(msgspec.Struct, kw_only=True, omit_defaults=True, tag="recall"):
     store: StoreId | None = None
 
 
-OutboxEntry = Message | Emitted | Recall
+class Released(msgspec.Struct, kw_only=True, tag="released"):
+    """A customer left a store: coupons that were reserved for them as long as they are in it are free again."""
+
+    customer: CustomerId
+    store: StoreId
+
+
+OutboxEntry = Message | Emitted | Recall | Released
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: msgspec.json.Decoder[OutboxEntry] = msgspec.json.Decoder(OutboxEntry)
@@ -109,9 +116,14 @@ class Push(msgspec.Struct, kw_only=True, omit_defaults=True):
     fence: FenceId | None = None
     fence_name: str = ""
     customer: str = ""
-    #: Of a pickup: the order, and when the customer is expected, if that is known.
+    #: Of a pickup or an order: the order; when the customer is expected, if that is known; how the order stands.
     order: str = ""
     eta_ms: int | None = None
+    status: str = ""
+    #: What is out of stock, if this is about something else, or about another store.
+    instead_of: str = ""
+    #: Where the product stands in the store.
+    aisle: str = ""
 
 
 #: Another device of the customer shows it · the retailer takes it back · the customer closed it on one of their devices

@@ -61,6 +61,27 @@ UNKNOWN_ZONES = Counter(
 DECISIONS = Counter("nearcast_decisions_total", "Moments decided, by outcome and reason.", ["outcome", "reason"])
 SENDS = Counter("nearcast_sends_total", "Send attempts, by channel and status.", ["channel", "status"])
 SUPPRESSED = Counter("nearcast_suppressed_total", "Messages dropped by the re-check at send, by reason.", ["reason"])
+FALL_BACKS = Counter(
+    "nearcast_fall_backs_total",
+    "Messages that no device acknowledged in time, so that the next channel's turn came, by the channel that had them.",
+    ["channel"],
+)
+RECALLS = Counter(
+    "nearcast_recalls_total",
+    "Messages that were to be taken back, by reason and result: recalled; stopped (nothing had left the house yet); or "
+    "left alone, since the customer had opened or applied it, or it had ended.",
+    ["reason", "result"],
+)
+OPT_OUT_WAITS = Counter(
+    "nearcast_opt_out_waits_total",
+    "Withdrawals of consent that had to wait for a hand-over under way, by result: over; given_up after 6 s, when a "
+    "provider hangs or a dispatcher has died: that one message may arrive after the answer.",
+    ["result"],
+)
+LIVE_SITUATIONS = Gauge(
+    "nearcast_live_situations",
+    "Situations (promotion, store, thing) of messages that are out, as this dispatcher saw them last.",
+)
 COUPONS = Counter("nearcast_coupons_total", "Coupon steps, by step and result.", ["step", "result"])
 CONNECTIONS = Gauge("nearcast_connections", "Open WebSocket connections of this process.")
 DISCONNECTS = Counter("nearcast_disconnects_total", "WebSocket connections closed by the server, by code.", ["code"])

@@ -84,8 +84,11 @@ Geometry = Circle | Polygon | MultiPolygon | Corridor
 class OpenHours(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One window a week. `weekday` 0 is Monday; `closes` before or at `opens` means the next day."""
 
+    #: 0 is Monday.
     weekday: Annotated[int, msgspec.Meta(ge=0, le=6)]
+    #: Minutes since local midnight.
     opens: Minute
+    #: Minutes since local midnight; before or at `opens`: on the next day.
     closes: Minute
 
 
@@ -121,12 +124,16 @@ def check_zone(field: str, name: str) -> None:
 class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A shop. No `hours` means always open, but for `special_days`."""
 
+    #: Unique among the stores.
     id: Id
     name: Text
     lat: Latitude
     lng: Longitude
+    #: IANA time zone: its hours, and with them quiet hours and calendar days, go by it.
     time_zone: str = "UTC"
+    #: When it is open; left out: always; []: never.
     hours: list[OpenHours] | None = None
+    #: Dates with hours of their own, in place of the week's.
     special_days: list[SpecialDay] = []
 
     def __post_init__(self) -> None:
@@ -209,6 +216,7 @@ class Display(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     lat: Latitude
     lng: Longitude
     radius_m: Metres = PRODUCT_RADIUS_M
+    #: Named to people who look for it.
     aisle: Text = ""
     #: The fence around it: a shelf, a department, the store. What holds there holds here.
     parent: Id | None = None
@@ -219,11 +227,15 @@ class Display(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Product(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A thing for sale. `segment` is the product group that promotions and affinities speak of."""
 
+    #: Unique among the products.
     sku: Id
     name: Text
+    #: The product group.
     segment: Id
     variant: Text = ""
+    #: The regular price; 0: not known.
     price_cents: Cents = 0
+    #: Where it stands, in which stores.
     displays: list[Display] = []
 
 
@@ -232,14 +244,18 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     store: Id
     sku: Id
+    #: In pieces.
     quantity: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 
 
 class Discount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the coupon takes off: a share of the price, `most_cents` at most, or a fixed amount."""
 
+    #: This share of the price, in percent.
     percent: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
+    #: This much, in cents.
     amount_cents: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    #: With `percent`: never more than this, in cents.
     most_cents: Annotated[int, msgspec.Meta(gt=0)] | None = None
 
     def __post_init__(self) -> None:
@@ -276,7 +292,9 @@ class PriceRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Who(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The audience. An empty list asks for nothing; several conditions must all hold."""
 
+    #: In one of these groups of their profile.
     groups: list[Id] = []
+    #: At one of these loyalty levels.
     loyalty: list[Id] = []
     #: The customer has a thing of the promotion in their abandoned or active cart.
     in_cart: bool = False
@@ -297,16 +315,22 @@ class Who(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class Where(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The places. Empty lists mean anywhere that the trigger can happen."""
 
+    #: In one of these stores.
     stores: list[Id] = []
+    #: In one of these fences, or in a fence within.
     fences: list[Id] = []
+    #: In a fence of one of these kinds.
     kinds: list[FenceKind] = []
 
 
 class What(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The things on offer: by SKU or by product segment; both empty means anything in the shop."""
 
+    #: These things.
     skus: list[Id] = []
+    #: All things of these product groups.
     segments: list[Id] = []
+    #: What the coupon takes off; without one it is a message only.
     discount: Discount | None = None
     #: In place of `discount`.
     price_rule: PriceRule | None = None
@@ -328,9 +352,13 @@ class When(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     neither is known, UTC.
     """
 
+    #: From then on, in ms since the Unix epoch.
     starts_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    #: Until before then, in ms since the Unix epoch.
     ends_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    #: Only in these hours of the week.
     hours: list[OpenHours] | None = None
+    #: Whose clock `hours` go by: "store", "customer", or an IANA time zone.
     zone: str = "store"
     #: With trigger "order_status": the statuses that it is about; empty: all.
     statuses: list[Id] = []
@@ -351,10 +379,15 @@ class Cap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     messages by one of the channels. A promotion's own caps count its own messages only.
     """
 
+    #: So many messages at most.
     count: Annotated[int, msgspec.Meta(ge=1)]
+    #: In any so many seconds.
     period_s: Annotated[int, msgspec.Meta(ge=1, le=366 * 86_400)] | None = None
+    #: Or in each calendar day, week or month, by the customer's clock.
     period: Calendar | None = None
+    #: Only messages by these channels are counted and stopped.
     channels: list[Channel] = []
+    #: Only promotions with one of these tags are counted and stopped.
     tags: list[Id] = []
 
     def __post_init__(self) -> None:
@@ -369,9 +402,13 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     store, else UTC).
     """
 
+    #: So many offers.
     pieces: Annotated[int, msgspec.Meta(ge=0, le=10**9)] | None = None
+    #: So many cents of discount.
     cents: Annotated[int, msgspec.Meta(ge=0, le=10**12)] | None = None
+    #: In all, for each store, or for each customer.
     per: Literal["promotion", "store", "customer"] = "promotion"
+    #: Once for all, or anew in each calendar day, week or month.
     period: Literal["all", "day", "week", "month"] = "all"
 
     def __post_init__(self) -> None:
@@ -404,9 +441,11 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     A customer's place is fixed by their id and the experiment's name, so promotions with the same name share it out.
     """
 
+    #: Promotions with the same name share the customers out.
     name: Id
-    #: In a file, `from` and `to`.
+    #: Where the arm begins, included; 0 is the first customer. In a file it is `from`.
     starts: Share = msgspec.field(name="from")
+    #: Where the arm ends, excluded; 1 takes in the last customer. In a file it is `to`.
     ends: Share = msgspec.field(name="to")
 
     def __post_init__(self) -> None:
@@ -415,11 +454,13 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Words(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The message in one locale: Jinja templates over `product`, `store`, `discount`, `price`, `customer`; of
-    a pickup also `order`, `pickup_store` and `minutes`.
+    """The message in one locale: Jinja templates over `product`, `store`, `discount`, `price`, `customer`, `aisle`,
+    `instead_of`; of an order also `order` and `status`, of a pickup `pickup_store` and `minutes`.
     """
 
+    #: The first line; a Jinja template.
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
+    #: The rest; a Jinja template.
     body: Annotated[str, msgspec.Meta(max_length=480)] = ""
 
 
@@ -430,17 +471,24 @@ MessageKind = Literal["offer", "assist", "notice"]
 class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to say to whom, where and when; and what it is worth. See docs/reference/promotions.md."""
 
+    #: Unique among the promotions; stands in decisions, reports and coupons.
     id: Id
+    #: For people; customers don't see it.
     name: Text
+    #: What has to happen.
     trigger: Trigger
     #: "offer": to the customer; "notice": to the customer about something they asked for (an order), which is no
     #: marketing; "assist": to the store's staff.
     kind: MessageKind = "offer"
     #: For caps that count several promotions together.
     tags: list[Id] = []
+    #: To whom.
     who: Who = Who()
+    #: In which places.
     where: Where = Where()
+    #: About which things, and what is off.
     what: What = What()
+    #: In which weeks and hours.
     when: When = When()
     #: What one redemption is worth to the retailer after the discount: the margin that it brings.
     value_cents: Cents = 100
@@ -454,7 +502,9 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     deadline_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 300.0
     #: How long the coupon can be redeemed after it was offered.
     coupon_valid_s: Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)] = 7_200.0
+    #: What its coupons are good for.
     coupon: CouponRules = CouponRules()
+    #: How much it may give away; all must have something left.
     budgets: list[Budget] = []
     #: A push that no device has acknowledged for so long is followed by the next channel. None: never.
     fall_back_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = 15.0
@@ -462,6 +512,7 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     in_quiet_hours: Literal["drop", "hold"] = "drop"
     #: A purchase within this time counts as brought about by the message.
     attribution_s: Annotated[int, msgspec.Meta(ge=1, le=90 * 86_400)] = 7 * 86_400
+    #: How often one customer gets it; all must have room.
     caps: list[Cap] = msgspec.field(default_factory=lambda: [Cap(count=1, period_s=86_400)])
     #: Allowed channels, in order of preference where the customer can be reached on several.
     channels: Annotated[list[Channel], msgspec.Meta(min_length=1)] = msgspec.field(
@@ -483,6 +534,9 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError('the trigger "points_reached" needs `who.min_points`')
         if self.when.statuses and self.trigger != "order_status":
             raise ValueError('`when.statuses` belongs to the trigger "order_status"')
+        kinds = [(budget.per, budget.period) for budget in self.budgets]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("two `budgets` have the same `per` and `period`")
         discount = self.what.discount
         if any(budget.cents is not None for budget in self.budgets) and (
             discount is None or discount.bound_cents is None

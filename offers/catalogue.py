@@ -1,21 +1,36 @@
 """The catalogue: stores, products and promotions as one immutable snapshot, with the indexes that candidates need.
 
-Built whole and swapped whole, never changed. Its version is a hash of its content, so the same content has the same
-version (and gives the same decision ids) in every process and whatever order it was given in.
+Built whole and swapped whole, never changed; what it works out when it is first asked, it remembers. Its version is a
+hash of its content, so the same content has the same version (and gives the same decision ids) in every process and
+whatever order it was given in.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 
 from nearcast.hours import Timetable
 from nearcast.ids import FenceId, PromotionId, Sku, StoreId
 from nearcast.world import Product, Promotion, Store, Trigger
+from offers.reach import Reach
+
+_Key = TypeVar("_Key")
+_Answer = TypeVar("_Answer")
+_EARTH_RADIUS_M = 6_371_008.8
+#: Of the stores around one, and of the things like one, no more are known than the nearest. Stores that are farther
+#: away than `What.within_m` can be are not around.
+MAX_NEIGHBOURS = 64
+MAX_DISTANCE_M = 100_000.0
+MAX_ALIKE = 5
+#: How many answers of either are remembered.
+_REMEMBERED = 20_000
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,8 @@ class Catalogue:
     promotions: Mapping[PromotionId, Promotion]
     #: By trigger, in the order of their ids.
     by_trigger: Mapping[Trigger, tuple[Promotion, ...]]
+    #: The same promotions, found by where and what they are for.
+    reach: Mapping[Trigger, Reach] = field(repr=False, compare=False)
     #: SKU → product segment.
     segments: Mapping[str, str]
     #: Segment → its SKUs, sorted.
@@ -38,6 +55,10 @@ class Catalogue:
     fence_hours: Mapping[FenceId, Timetable]
     #: The rules version: 64 bits of a content hash, as 16 hexadecimal digits.
     version: str
+    _neighbours: dict[StoreId, tuple[tuple[float, Store], ...]] = field(default_factory=dict, repr=False, compare=False)
+    #: By promotion, the gates that concern it: `offers.gates` notes them.
+    gates: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+    _alike: dict[tuple[StoreId, Sku], tuple[Sku, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def build(
@@ -66,12 +87,73 @@ class Catalogue:
             products={Sku(sku): product for sku, product in products_by_sku.items()},
             promotions={PromotionId(promotion_id): promotion for promotion_id, promotion in promotions_by_id.items()},
             by_trigger={trigger: tuple(group) for trigger, group in by_trigger.items()},
+            reach={trigger: Reach(group) for trigger, group in by_trigger.items()},
             segments={sku: product.segment for sku, product in products_by_sku.items()},
             skus_of_segment={segment: tuple(skus) for segment, skus in of_segment.items()},
             on_display={place: tuple(skus) for place, skus in displayed.items()},
             fence_hours=fence_hours,
             version=_content_hash(stores_by_id, products_by_sku, promotions_by_id, fence_hours),
         )
+
+    def neighbours(self, store: StoreId) -> tuple[tuple[float, Store], ...]:
+        """The stores around one, with their distance in metres, the nearest first; of equals by id."""
+        known = self._neighbours.get(store)
+        if known is None:
+            known = tuple(heapq.nsmallest(MAX_NEIGHBOURS, self._around(store), key=lambda each: (each[0], each[1].id)))
+            _remember(self._neighbours, store, known)
+        return known
+
+    def alike(self, store: StoreId, sku: Sku) -> tuple[Sku, ...]:
+        """Things of the same segment, other than this one: first those on display in the store, then the nearest in
+        price; of equals by SKU."""
+        known = self._alike.get((store, sku))
+        if known is None:
+            known = self._find_alike(store, sku)
+            _remember(self._alike, (store, sku), known)
+        return known
+
+    def _around(self, store: StoreId) -> Iterator[tuple[float, Store]]:
+        here = self.stores.get(store)
+        if here is None:
+            return
+        # Farther north or south than that it is too far, whatever the longitude.
+        reach = math.degrees(MAX_DISTANCE_M / _EARTH_RADIUS_M)
+        for other in self.stores.values():
+            if abs(other.lat - here.lat) <= reach and other.id != store:
+                metres = distance_m(here, other)
+                if metres <= MAX_DISTANCE_M:
+                    yield metres, other
+
+    def _find_alike(self, store: StoreId, sku: Sku) -> tuple[Sku, ...]:
+        wanted = self.products.get(sku)
+        if wanted is None:
+            return ()
+        displayed = frozenset(self.on_display.get((store, wanted.segment), ()))
+        return tuple(
+            heapq.nsmallest(
+                MAX_ALIKE,
+                (other for other in self.skus_of_segment[wanted.segment] if other != sku),
+                key=lambda other: (
+                    other not in displayed,
+                    abs(self.products[other].price_cents - wanted.price_cents),
+                    other,
+                ),
+            )
+        )
+
+
+def distance_m(one: Store, other: Store) -> float:
+    """The great-circle distance (haversine)."""
+    across = math.sin(math.radians(other.lng - one.lng) / 2)
+    along = math.sin(math.radians(other.lat - one.lat) / 2)
+    half_chord = along * along + math.cos(math.radians(one.lat)) * math.cos(math.radians(other.lat)) * across * across
+    return 2 * _EARTH_RADIUS_M * math.asin(math.sqrt(min(half_chord, 1.0)))
+
+
+def _remember(answers: dict[_Key, _Answer], key: _Key, answer: _Answer) -> None:
+    if len(answers) >= _REMEMBERED:
+        answers.clear()
+    answers[key] = answer
 
 
 def _content_hash(

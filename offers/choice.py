@@ -12,7 +12,7 @@ class Option(NamedTuple):
     """One thing that could be done. Nothing is always possible, is worth 0, and needs no option."""
 
     expected_cents: float
-    #: An alert to staff: not an advertisement, so never worth too little.
+    #: An alert to staff, or a notice: not an advertisement, so never worth too little.
     is_alert: bool = False
     #: The customer is held out of it.
     is_held: bool = False
@@ -48,6 +48,7 @@ def choose(options: Sequence[Option], exploration: float, chance: tuple[float, f
     everything = range(len(options))
     free = [index for index in everything if not options[index].is_held]
     best = _best(options, free)
+    wanted = best if len(free) == len(options) else _best(options, everything)
     by_chance = exploration / (len(free) + 1)
     probabilities = [0.0 if option.is_held else by_chance for option in options]
     probability_of_nothing = by_chance
@@ -57,7 +58,7 @@ def choose(options: Sequence[Option], exploration: float, chance: tuple[float, f
         probabilities[best] += 1.0 - exploration
     return Choice(
         chosen=_drawn(free, chance[1]) if explored else best,
-        wanted=_drawn(everything, chance[1]) if explored else _best(options, everything),
+        wanted=_drawn(everything, chance[1]) if explored else wanted,
         explored=explored,
         probabilities=probabilities,
         probability_of_nothing=probability_of_nothing,

@@ -13,14 +13,31 @@ from nearcast.customer import Customer
 from nearcast.decisions import Candidate, Decision, Reason, WouldBe
 from nearcast.ids import DecisionId, PromotionId, Sku, StoreId, decision_id, place_of
 from nearcast.moments import Moment
+from nearcast.world import Discount
 from offers.arms import is_held_out, place_in
+from offers.candidates import settled
 from offers.catalogue import Catalogue
 from offers.choice import Choice, Option, choose
-from offers.gates import GATES, PROMOTION_GATES, THING_GATES, Situation, stopped_by
+from offers.gates import (
+    GATES,
+    Asked,
+    Situation,
+    capped_channels,
+    gates_of,
+    stopped_by,
+)
 from offers.policy import Policy
-from offers.worth import cost_cents, ignored
+from offers.worth import cost_cents, ignored_of
 
 _PLACE_OF_GATE = {reason: place for place, (reason, _) in enumerate(GATES)}
+
+
+class Screened(list[Candidate]):
+    """Candidates that gates were asked about, with the situation that was found then: the next step goes on with it."""
+
+    def __init__(self, candidates: Iterable[Candidate], situation: Situation) -> None:
+        super().__init__(candidates)
+        self.situation = situation
 
 
 def rule_out(
@@ -30,19 +47,17 @@ def rule_out(
 
     The first half of `screen`: of what is stopped here the stock need not be looked up.
     """
+    situation = Situation(moment, customer, catalogue, {}, policy)
     reasons: dict[PromotionId, Reason | None] = {}
-    ruled = []
+    ruled = Screened((), situation)
     for candidate in candidates:
-        if candidate.stopped_by is not None:
-            ruled.append(candidate)
-            continue
         name = candidate.promotion
-        if name not in reasons:
+        if candidate.stopped_by is None and name not in reasons:
             promotion = catalogue.promotions[name]
-            situation = Situation(promotion, None, moment, customer, catalogue, {}, policy, moment.at_ms)
-            reasons[name] = stopped_by(PROMOTION_GATES, situation)
-        reason = reasons[name]
-        ruled.append(candidate if reason is None else replace(candidate, stopped_by=reason))
+            gates = gates_of(promotion, catalogue).of_promotion
+            reasons[name] = stopped_by(gates, Asked(situation, promotion, candidate))
+        reason = candidate.stopped_by or reasons[name]
+        ruled.append(candidate if reason is candidate.stopped_by else replace(candidate, stopped_by=reason))
     return ruled
 
 
@@ -54,20 +69,49 @@ def screen(
     stock: Mapping[tuple[StoreId, Sku], int],
     policy: Policy,
 ) -> list[Candidate]:
-    """The candidates in the order given, each with the reason of the gate that stopped it, if one did.
+    """The candidates in the order given, each with the reason of the gate that stopped it, if one did; and with the
+    other store or thing, or the price, that an offer would be about.
 
     `stock` holds the pieces for `stock_wanted`; a pair that is missing counts as none. What is stopped
     already stays so.
     """
-    screened = []
-    for candidate in rule_out(moment, customer, candidates, catalogue, policy):
-        reason = candidate.stopped_by
+    situation = _found(candidates, moment, customer, catalogue, policy)
+    if situation is None:
+        candidates = rule_out(moment, customer, candidates, catalogue, policy)
+        situation = Situation(moment, customer, catalogue, {}, policy)
+    situation = situation.with_stock(stock)
+    timing: dict[PromotionId, Reason | None] = {}
+    screened = Screened((), situation)
+    for ruled in candidates:
+        if ruled.stopped_by is not None:
+            screened.append(ruled)
+            continue
+        name = ruled.promotion
+        promotion = catalogue.promotions[name]
+        gates = gates_of(promotion, catalogue)
+        what = promotion.what
+        candidate = ruled
+        if what.instead is not None or what.price_rule is not None:
+            candidate = settled(ruled, moment, customer, catalogue, stock)
+        asked = Asked(situation, promotion, candidate)
+        reason = stopped_by(gates.of_thing, asked)
         if reason is None:
-            promotion = catalogue.promotions[candidate.promotion]
-            situation = Situation(promotion, candidate.sku, moment, customer, catalogue, stock, policy, moment.at_ms)
-            reason = stopped_by(THING_GATES, situation)
-        screened.append(candidate if reason is candidate.stopped_by else replace(candidate, stopped_by=reason))
+            if name not in timing:
+                timing[name] = stopped_by(gates.of_timing, asked)
+            reason = timing[name]
+        screened.append(candidate if reason is None else replace(candidate, stopped_by=reason))
     return screened
+
+
+def _found(
+    candidates: Iterable[Candidate], moment: Moment, customer: Customer, catalogue: Catalogue, policy: Policy
+) -> Situation | None:
+    """The situation that the step before found, if it was asked about the very same."""
+    if not isinstance(candidates, Screened):
+        return None
+    known = candidates.situation
+    same = known.moment is moment and known.customer is customer
+    return known if same and known.catalogue is catalogue and known.policy is policy else None
 
 
 class Scores(NamedTuple):
@@ -94,11 +138,10 @@ def decide(
     What no gate stopped is worth propensity x value - cost (`offers.worth`), and `offers.choice` chooses. Of equals it
     takes the first by promotion id, then by relevance: the order that the candidates of one promotion are in.
     """
-    times_ignored = ignored(customer, catalogue, policy, moment.at_ms)
-    candidates = [
-        candidate if candidate.stopped_by else _valued(candidate, index, scores, catalogue, policy, times_ignored)
-        for index, candidate in enumerate(screened)
-    ]
+    situation = _found(screened, moment, customer, catalogue, policy)
+    if situation is None:
+        situation = Situation(moment, customer, catalogue, {}, policy)
+    candidates = _valued(screened, scores, situation)
     decision = Decision(
         id=_id(moment, catalogue.version),
         moment=moment,
@@ -114,10 +157,11 @@ def decide(
     passed = [index for index, candidate in enumerate(candidates) if candidate.stopped_by is None]
     if not passed:
         decision.reason = _furthest(candidates)
+        _hold(decision, situation)
         return decision
     passed.sort(key=lambda index: candidates[index].promotion)
     decision.features_hash = scores.features_hash
-    options = [_option(candidates[index], customer, catalogue, policy) for index in passed]
+    options = _options([candidates[index] for index in passed], situation)
     choice = choose(options, policy.exploration, _chance(moment) if policy.exploration else (0.0, 0.0))
     for place, index in enumerate(passed):
         # Ours alone: the ones given were copied when they got their value.
@@ -126,29 +170,53 @@ def decide(
         candidate.held_out = options[place].is_held
         if place != choice.chosen:
             candidate.stopped_by = _lost(options[place], choice, place)
-    _record(decision, choice, [candidates[index] for index in passed], catalogue)
+    _record(decision, choice, [candidates[index] for index in passed], situation)
+    if decision.promotion is None:
+        _hold(decision, situation)
     return decision
 
 
-def _valued(
-    candidate: Candidate, index: int, scores: Scores, catalogue: Catalogue, policy: Policy, times_ignored: int
-) -> Candidate:
-    promotion, propensity = catalogue.promotions[candidate.promotion], scores.propensities[index]
-    cost = cost_cents(promotion, times_ignored, policy)
-    return replace(
-        candidate,
-        propensity=propensity,
-        value_cents=float(promotion.value_cents),
-        cost_cents=cost,
-        expected_cents=propensity * promotion.value_cents - cost,
-        inputs=list(scores.inputs[index]),
-    )
+def _hold(decision: Decision, situation: Situation) -> None:
+    """Nothing is done about the moment now: if a candidate waits for the end of quiet hours, say when that is."""
+    if any(candidate.stopped_by is Reason.HELD for candidate in decision.candidates):
+        decision.held_until_ms = situation.quiet_until_ms or 0
 
 
-def _option(candidate: Candidate, customer: Customer, catalogue: Catalogue, policy: Policy) -> Option:
-    promotion = catalogue.promotions[candidate.promotion]
-    is_held = is_held_out(promotion, customer.id, policy)
-    return Option(candidate.expected_cents or 0.0, promotion.kind == "assist", is_held)
+def _valued(screened: Sequence[Candidate], scores: Scores, at: Situation) -> list[Candidate]:
+    """The candidates, with what each is worth that no gate stopped."""
+    times_ignored = ignored_of(at.offers, at.policy, at.now_ms)
+    costs: dict[PromotionId, float] = {}
+    valued = []
+    for index, candidate in enumerate(screened):
+        if candidate.stopped_by is not None:
+            valued.append(candidate)
+            continue
+        promotion, propensity = at.catalogue.promotions[candidate.promotion], scores.propensities[index]
+        cost = costs.get(candidate.promotion)
+        if cost is None:
+            cost = costs[candidate.promotion] = cost_cents(promotion, times_ignored, at.policy)
+        # Set one by one, which is quicker than to replace so many fields.
+        own = replace(candidate)
+        own.propensity = propensity
+        own.value_cents = float(promotion.value_cents)
+        own.cost_cents = cost
+        own.expected_cents = propensity * promotion.value_cents - cost
+        own.inputs = list(scores.inputs[index])
+        valued.append(own)
+    return valued
+
+
+def _options(candidates: Iterable[Candidate], at: Situation) -> list[Option]:
+    kinds: dict[PromotionId, tuple[bool, bool]] = {}
+    options = []
+    for candidate in candidates:
+        name = candidate.promotion
+        kind = kinds.get(name)
+        if kind is None:
+            promotion = at.catalogue.promotions[name]
+            kind = kinds[name] = (promotion.kind != "offer", is_held_out(promotion, at.customer.id, at.policy))
+        options.append(Option(candidate.expected_cents or 0.0, *kind))
+    return options
 
 
 def _lost(option: Option, choice: Choice, place: int) -> Reason:
@@ -160,7 +228,7 @@ def _lost(option: Option, choice: Choice, place: int) -> Reason:
     return Reason.OUTRANKED if option.is_worth_it else Reason.NOT_WORTH_IT
 
 
-def _record(decision: Decision, choice: Choice, options: Sequence[Candidate], catalogue: Catalogue) -> None:
+def _record(decision: Decision, choice: Choice, options: Sequence[Candidate], situation: Situation) -> None:
     """Write the choice down."""
     decision.explored = choice.explored
     if choice.wanted is not None and options[choice.wanted].stopped_by == Reason.HOLDOUT:
@@ -174,15 +242,23 @@ def _record(decision: Decision, choice: Choice, options: Sequence[Candidate], ca
         return
     decision.chosen_probability = choice.probabilities[choice.chosen]
     winner = options[choice.chosen]
-    promotion = catalogue.promotions[winner.promotion]
+    promotion = situation.catalogue.promotions[winner.promotion]
     decision.outcome = promotion.kind
     decision.deadline_ms = decision.at_ms + round(promotion.deadline_s * 1000)
     decision.promotion = promotion.promotion_id
-    decision.sku = winner.sku
+    decision.sku, decision.instead_of = winner.sku, winner.instead_of
+    if winner.store is not None:
+        decision.store = winner.store
+    decision.price, decision.discount = winner.price, promotion.what.discount
+    if winner.price is not None:
+        decision.discount = Discount(amount_cents=winner.price.list_cents - winner.price.offered_cents)
+    capped = capped_channels(situation, promotion)
+    decision.capped_channels = [channel for channel in promotion.channels if channel in capped]
 
 
 def _arms(moment: Moment, candidates: Iterable[Candidate], catalogue: Catalogue) -> dict[str, float]:
-    experiments = (catalogue.promotions[candidate.promotion].experiment for candidate in candidates)
+    promotions = dict.fromkeys(candidate.promotion for candidate in candidates)
+    experiments = (catalogue.promotions[promotion].experiment for promotion in promotions)
     return {found.name: place_in(found, moment.customer) for found in experiments if found is not None}
 
 

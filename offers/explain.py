@@ -15,21 +15,27 @@ from nearcast.events import DeliveryStatus
 from nearcast.hours import store_is_open
 from nearcast.ids import CustomerId, DecisionId, EventId, FenceId, PromotionId, Sku, StoreId
 from nearcast.moments import Moment, Transition, moments_of_transitions
-from nearcast.world import Cap, Fence, Promotion, Trigger, Where, Who
+from nearcast.world import Budget, Cap, Fence, Promotion, Trigger, Where, Who
 from offers.arms import is_held_out, place_in
-from offers.candidates import fits, is_of, is_owned, things
+from offers.candidates import crosses_points, fits, has_status, is_of, is_owned, settled, suits, things
 from offers.catalogue import Catalogue
 from offers.gates import (
     PASSING_TRIGGERS,
     PLACE_TRIGGERS,
-    asks_for_help,
+    Asked,
+    audience,
+    bound_cents,
+    capped_channels,
+    clock_of,
     counted,
     every_gate,
     fence_closed,
-    messages_of,
-    offers_to,
+    needs_open_store,
+    needs_stock,
+    own_caps,
+    taken,
 )
-from offers.hours import zone_for
+from offers.gates import Situation as Looked
 from offers.policy import Policy
 from offers.worth import annoyance_cents, cost_cents, ignored
 
@@ -71,6 +77,9 @@ class Thing(msgspec.Struct, frozen=True, kw_only=True):
     sku: Sku | None
     stopped_by: Reason | None
     gates: list[Gate]
+    #: What is missing, and so the thing is another or at another store.
+    instead_of: Sku | None = None
+    store: StoreId | None = None
 
 
 class Worth(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,8 +93,8 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
     cost_cents: float
     annoyance_cents: float
     ignored: int
-    #: It is made if the probability is above this; 1: never, but by chance. None: whatever it is, being an alert to
-    #: staff.
+    #: It is made if the probability is above this; 1: never, but by chance. None: whatever it is, being an alert or a
+    #: notice.
     worth_it_from: float | None
     exploration: float
 
@@ -175,6 +184,8 @@ def situation_for(
         subject="",
         store=None if promotion.trigger == "cart_abandoned" else store,
         sku=sku,
+        status=next(iter(promotion.when.statuses), ""),
+        points=_rise(promotion, customer),
     )
     return moment, not (promotion.trigger == "cart_abandoned" and customer.cart_abandoned)
 
@@ -190,7 +201,7 @@ def explain(
     decisions: Sequence[Decision],
 ) -> Explanation:
     """The explanation, as of the time of `moment`. `stock` as for `offers.decide.screen`; `decisions` newest first."""
-    found = things(promotion, moment, customer, catalogue) if fits(promotion.where, moment) else []
+    found = things(promotion, moment, customer, catalogue) if suits(promotion, moment) else []
     worth = _worth(promotion, customer, catalogue, policy, moment.at_ms)
     asked = [
         _thing(promotion, sku, moment, customer, catalogue, stock, policy, worth)
@@ -267,6 +278,14 @@ def _newest(promotion: Promotion, catalogue: Catalogue, customer: Customer) -> S
     return newest[0] if newest else None
 
 
+def _rise(promotion: Promotion, customer: Customer) -> tuple[int, int] | None:
+    """For "points_reached": the rise of the points that leads to it."""
+    if promotion.trigger != "points_reached":
+        return None
+    needed = promotion.who.min_points or 0
+    return needed - 1, max(needed, customer.points)
+
+
 def _conditions(
     promotion: Promotion, moment: Moment, assumed: bool, customer: Customer, catalogue: Catalogue, candidate: bool
 ) -> Iterator[Condition]:
@@ -281,6 +300,15 @@ def _conditions(
         if only_where != Where():
             detail = f"asks for {_list(asked)}; it is {has}"
             yield Condition(name=name, holds=fits(only_where, moment), detail=detail)
+    if promotion.trigger == "points_reached":
+        detail = f"when the points rise to {promotion.who.min_points}; there are {customer.points}"
+        yield Condition(name="who.min_points", holds=crosses_points(promotion, moment), detail=detail)
+    if promotion.when.statuses:
+        detail = f"asks for {_list(promotion.when.statuses)}; it is {moment.status or 'unknown'}"
+        yield Condition(name="when.statuses", holds=has_status(promotion, moment), detail=detail)
+    if promotion.what.instead is not None:
+        detail = f"the thing is missing at a store; it is at {moment.store or 'none'}"
+        yield Condition(name="what.instead", holds=moment.store is not None, detail=detail)
     who = promotion.who
     for name, only_who, things_of in (
         ("who.in_cart", Who(in_cart=who.in_cart), customer.cart),
@@ -327,14 +355,16 @@ def _thing(
     policy: Policy,
     worth: Worth,
 ) -> Thing:
-    candidate = Candidate(promotion=promotion.promotion_id, sku=sku)
-    asked = every_gate(candidate, moment, customer, catalogue, stock, policy, moment.at_ms)
-    looked_at = _Looked(promotion, sku, moment, customer, catalogue, stock, policy)
+    candidate = settled(Candidate(promotion=promotion.promotion_id, sku=sku), moment, customer, catalogue, stock)
+    looked_at = Asked(Looked(moment, customer, catalogue, stock, policy), promotion, candidate)
+    asked = every_gate(looked_at)
     stopped_by = next((reason for reason, stops in asked if stops), None)
     return Thing(
-        sku=sku,
+        sku=candidate.sku,
         stopped_by=stopped_by or _lost_for_sure(promotion, customer, policy, worth),
         gates=[Gate(name=reason, passes=not stops, detail=_DETAILS[reason](looked_at)) for reason, stops in asked],
+        instead_of=candidate.instead_of,
+        store=candidate.store,
     )
 
 
@@ -353,8 +383,8 @@ def _worth(promotion: Promotion, customer: Customer, catalogue: Catalogue, polic
         cost_cents=cost,
         annoyance_cents=annoyance_cents(promotion, times_ignored, policy),
         ignored=times_ignored,
-        worth_it_from=None if promotion.kind == "assist" else cost / value if cost < value else 1.0,
-        exploration=0.0 if promotion.kind == "assist" else policy.exploration,
+        worth_it_from=None if promotion.kind != "offer" else cost / value if cost < value else 1.0,
+        exploration=0.0 if promotion.kind != "offer" else policy.exploration,
     )
 
 
@@ -410,132 +440,243 @@ def _past(promotion: Promotion, decision: Decision, customer: Customer) -> Past:
     )
 
 
-class _Looked(msgspec.Struct, frozen=True):
-    """What a gate looked at."""
-
-    promotion: Promotion
-    sku: Sku | None
-    moment: Moment
-    customer: Customer
-    catalogue: Catalogue
-    stock: Mapping[tuple[StoreId, Sku], int]
-    policy: Policy
-
-
-def _opted_out(at: _Looked) -> str:
-    granted, since_ms = at.customer.consents.get("all", (True, 0))
+def _opted_out(on: Asked) -> str:
+    granted, since_ms = on.at.customer.consents.get("all", (True, 0))
     return "has not opted out" if granted else f"opted out of everything at {_time(since_ms)}"
 
 
-def _no_consent(at: _Looked) -> str:
-    if at.promotion.kind == "assist":
+def _no_consent(on: Asked) -> str:
+    if on.promotion.kind == "assist":
         return "an alert to staff needs no channel's consent"
-    given = [channel for channel in at.promotion.channels if at.customer.consented(channel)]
-    location = "" if at.customer.location_allowed else "; the use of their location was withdrawn"
-    return f"channels {_list(at.promotion.channels)}; consented to {_list(given)}{location}"
+    given = [channel for channel in on.promotion.channels if on.at.customer.consented(channel)]
+    location = "" if on.at.customer.location_allowed else "; the use of their location was withdrawn"
+    return f"channels {_list(on.promotion.channels)}; consented to {_list(given)}{location}"
 
 
-def _low_confidence(at: _Looked) -> str:
-    return f"a transition must be at least {at.policy.min_confidence:g} likely; this is taken as certain"
+def _low_confidence(on: Asked) -> str:
+    return f"a transition must be at least {on.at.policy.min_confidence:g} likely; this is taken as certain"
 
 
-def _spoofed(at: _Looked) -> str:
-    if at.promotion.kind == "assist":
-        return "an alert to staff is sent all the same"
-    return f"a doubt of {at.moment.doubt:g} about the position; up to {at.policy.max_doubt:g} is let pass"
+def _spoofed(on: Asked) -> str:
+    if on.promotion.kind != "offer":
+        return "an alert or a notice is sent all the same"
+    return f"a doubt of {on.at.moment.doubt:g} about the position; up to {on.at.policy.max_doubt:g} is let pass"
 
 
-def _outside_window(at: _Looked) -> str:
-    when = at.promotion.when
+def _outside_window(on: Asked) -> str:
+    when = on.promotion.when
     starts = _time(when.starts_ms) if when.starts_ms is not None else "ever"
     ends = _time(when.ends_ms) if when.ends_ms is not None else "ever"
     return f"from {starts} for {ends}" if ends == "ever" else f"from {starts} until {ends}"
 
 
-def _not_in_audience(at: _Looked) -> str:
-    who, customer = at.promotion.who, at.customer
-    return (
-        f"asks for groups {_list(who.groups)} and loyalty {_list(who.loyalty)}; "
-        f"has groups {_list(customer.groups)} and loyalty {customer.loyalty or 'none'}"
-    )
+def _outside_hours(on: Asked) -> str:
+    hours = on.promotion.when.hours
+    if hours is None:
+        return "at any hour"
+    windows = (f"{_DAYS[window.weekday]} {_clock(window.opens)}-{_clock(window.closes)}" for window in hours)
+    return f"{_list(windows)} in {clock_of(on.promotion.when, on.at.customer, on.at.store) or 'UTC'}"
 
 
-def _other_arm(at: _Looked) -> str:
-    experiment = at.promotion.experiment
+def _not_in_audience(on: Asked) -> str:
+    who, customer = on.promotion.who, on.at.customer
+    last_ms = customer.history.last_ms
+    words = {
+        "groups": lambda: f"asks for groups {_list(who.groups)}; has {_list(customer.groups)}",
+        "loyalty": lambda: f"asks for loyalty {_list(who.loyalty)}; has {customer.loyalty or 'none'}",
+        "bought": lambda: f"asks for purchases of {_list(who.bought)}",
+        "no_purchase_within_s": lambda: (
+            f"asks for no purchase in {who.no_purchase_within_s} s; last {_time(last_ms) if last_ms else 'never'}"
+        ),
+        "attributes": lambda: "; ".join(
+            f"asks for {name} {_list(values)}; has {customer.attributes.get(name, 'none')}"
+            for name, values in who.attributes.items()
+        ),
+        "min_points": lambda: f"asks for {who.min_points} points; has {customer.points}",
+        "consents": lambda: f"asks for consent to {_list(who.consents)}",
+    }
+    said = [
+        f"{words[name]()} ({'holds' if holds else 'does not hold'})"
+        for name, holds in audience(on.promotion, customer, on.at.now_ms)
+    ]
+    return "; ".join(said) or "asks for nobody in particular"
+
+
+def _other_arm(on: Asked) -> str:
+    experiment = on.promotion.experiment
     if experiment is None:
         return "takes part in no experiment"
-    place = place_in(experiment, at.customer.id)
+    place = place_in(experiment, on.at.customer.id)
     return f"at {place:.4f} in {experiment.name}; this arm is from {experiment.starts:g} to {experiment.ends:g}"
 
 
-def _no_product(at: _Looked) -> str:
-    if at.sku is None:
+def _personal_prices_off(on: Asked) -> str:
+    if on.promotion.what.price_rule is None:
+        return "makes no price for one customer"
+    return f"prices for one customer are switched {'on' if on.at.policy.personal_prices else 'off'}"
+
+
+def _no_product(on: Asked) -> str:
+    sku = on.candidate.sku
+    if sku is None:
         return "about no thing in particular"
-    return f"{at.sku} is {'' if at.sku in at.catalogue.products else 'not '}in the catalogue"
+    return f"{sku} is {'' if sku in on.at.catalogue.products else 'not '}in the catalogue"
 
 
-def _store_closed(at: _Looked) -> str:
-    if at.moment.store is None:
+def _store_closed(on: Asked) -> str:
+    if on.at.moment.store is None:
         return "no store is involved"
-    store, fence = at.catalogue.stores.get(at.moment.store), at.moment.fence
+    if on.promotion.what.instead == "elsewhere" or not needs_open_store(on.at.moment.trigger):
+        return "not asked of the store where they are"
+    store, fence = on.at.store, on.at.moment.fence
     if store is None:
-        return f"there is no store {at.moment.store}"
-    said = f"{store.id} is {_open(store_is_open(store, at.moment.at_ms))}"
-    if fence not in at.catalogue.fence_hours:
+        return f"there is no store {on.at.moment.store}"
+    said = f"{store.id} is {_open(store_is_open(store, on.at.moment.at_ms))}"
+    if fence not in on.at.catalogue.fence_hours:
         return said
-    return f"{said}, {fence} in it is {_open(not fence_closed(store, fence, at.catalogue, at.moment.at_ms))}"
+    return f"{said}, {fence} in it is {_open(not fence_closed(store, fence, on.at.catalogue, on.at.moment.at_ms))}"
 
 
-def _out_of_stock(at: _Looked) -> str:
-    if at.moment.store is None or at.sku is None or asks_for_help(at.promotion.kind, at.moment.trigger):
-        return "not asked: no store, or no thing, or it is a call for help"
-    return f"{at.stock.get((at.moment.store, at.sku), 0)} pieces of {at.sku} at {at.moment.store}"
+def _out_of_stock(on: Asked) -> str:
+    if on.promotion.what.instead is not None:
+        return "not asked: it is for things that are out of stock"
+    if (
+        on.at.moment.store is None
+        or on.candidate.sku is None
+        or not needs_stock(on.promotion.kind, on.at.moment.trigger)
+    ):
+        return "not asked: no store, or no thing, or it is a call for help or about an order"
+    return _pieces(on.at, on.at.moment.store, on.candidate.sku)
 
 
-def _staff_contact(at: _Looked) -> str:
-    last_ms = at.customer.last_staff_contact_ms
-    quiet_s = at.policy.staff_contact_quiet_ms // 1000
+def _in_stock(on: Asked) -> str:
+    wanted = on.candidate.instead_of or on.candidate.sku
+    if on.promotion.what.instead is None or on.at.moment.store is None or wanted is None:
+        return "not asked: it is for what the store has"
+    return _pieces(on.at, on.at.moment.store, wanted)
+
+
+def _nowhere_else(on: Asked) -> str:
+    if on.promotion.what.instead != "elsewhere":
+        return "not asked: it sends nobody to another store"
+    within = f"an open store within {on.promotion.what.within_m:g} m"
+    if on.candidate.store is None or on.candidate.sku is None:
+        return f"needs {within} that has it"
+    return f"{within}: {_pieces(on.at, on.candidate.store, on.candidate.sku)}"
+
+
+def _no_alternative(on: Asked) -> str:
+    if on.promotion.what.instead != "alternative":
+        return "not asked: it offers nothing in place of something else"
+    if on.candidate.instead_of is None or on.at.moment.store is None or on.candidate.sku is None:
+        return "needs another thing of the segment that the store has"
+    return f"{_pieces(on.at, on.at.moment.store, on.candidate.sku)} instead of {on.candidate.instead_of}"
+
+
+def _no_anchor_price(on: Asked) -> str:
+    if on.promotion.what.price_rule is None:
+        return "makes no price for one customer"
+    price = on.candidate.price
+    if price is None:
+        return "needs a price that they paid in the segment, below the list price"
+    return (
+        f"{price.offered_cents} cents: paid {price.anchor_cents} at {_time(price.anchor_at_ms)}, "
+        f"list {price.list_cents}, at least {price.least_cents}"
+    )
+
+
+def _staff_contact(on: Asked) -> str:
+    if on.promotion.kind == "notice":
+        return "a notice is sent all the same"
+    last_ms = on.at.customer.last_staff_contact_ms
+    quiet_s = on.at.policy.staff_contact_quiet_ms // 1000
     return f"left alone for {quiet_s} s after staff spoke to them; last {_time(last_ms) if last_ms else 'never'}"
 
 
-def _quiet_hours(at: _Looked) -> str:
-    window = at.policy.quiet_hours
+def _quiet_hours(on: Asked) -> str:
+    window = on.at.policy.quiet_hours
     if window is None:
         return "there are none"
-    store = at.catalogue.stores.get(at.moment.store) if at.moment.store is not None else None
-    return f"{_clock(window.starts)} to {_clock(window.ends)} in {zone_for(at.customer, store) or 'UTC'}"
+    return f"{_clock(window.starts)} to {_clock(window.ends)} in {on.at.zone or 'UTC'}"
 
 
-def _capped(at: _Looked) -> str:
-    own = messages_of(at.customer, at.promotion)
-    return _used(at.promotion.caps, lambda cap: counted(cap, own, at.moment.at_ms))
+def _capped(on: Asked) -> str:
+    own = on.at.messages_of(on.promotion)
+    return _used(own_caps(on.promotion), lambda cap: counted(cap, own, on.at.now_ms, on.at.zone))
 
 
-def _capped_overall(at: _Looked) -> str:
-    offers = offers_to(at.customer, at.catalogue)
-    return _used(at.policy.caps, lambda cap: counted(cap, offers, at.moment.at_ms))
+def _capped_overall(on: Asked) -> str:
+    caps = [cap for cap in on.at.policy.caps if not cap.channels]
+    return _used(caps, lambda cap: counted(cap, on.at.offers, on.at.now_ms, on.at.zone))
 
 
-_DETAILS: dict[Reason, Callable[[_Looked], str]] = {
+def _capped_channels(on: Asked) -> str:
+    return f"channels {_list(on.promotion.channels)}; used up for {_list(sorted(capped_channels(on.at, on.promotion)))}"
+
+
+def _budget_exhausted(on: Asked) -> str:
+    budgets = [budget for budget in on.promotion.budgets if budget.per == "customer"]
+    if not budgets:
+        return "no budget per customer; those that are shared are asked when it is decided"
+    return ", ".join(_taken(budget, on.promotion, on.at) for budget in budgets)
+
+
+def _held(on: Asked) -> str:
+    if on.promotion.in_quiet_hours != "hold":
+        return "it waits for nothing"
+    until_ms = on.at.quiet_until_ms
+    return (
+        "it is not quiet now" if until_ms == on.at.now_ms else f"waits until {_time(until_ms) if until_ms else 'ever'}"
+    )
+
+
+_DETAILS: dict[Reason, Callable[[Asked], str]] = {
     Reason.OPTED_OUT: _opted_out,
     Reason.NO_CONSENT: _no_consent,
     Reason.LOW_CONFIDENCE: _low_confidence,
     Reason.SPOOFED: _spoofed,
     Reason.OUTSIDE_WINDOW: _outside_window,
+    Reason.OUTSIDE_HOURS: _outside_hours,
     Reason.NOT_IN_AUDIENCE: _not_in_audience,
     Reason.OTHER_ARM: _other_arm,
+    Reason.PERSONAL_PRICES_OFF: _personal_prices_off,
     Reason.NO_PRODUCT: _no_product,
     Reason.STORE_CLOSED: _store_closed,
     Reason.OUT_OF_STOCK: _out_of_stock,
+    Reason.IN_STOCK: _in_stock,
+    Reason.NOWHERE_ELSE: _nowhere_else,
+    Reason.NO_ALTERNATIVE: _no_alternative,
+    Reason.NO_ANCHOR_PRICE: _no_anchor_price,
     Reason.STAFF_CONTACT: _staff_contact,
     Reason.QUIET_HOURS: _quiet_hours,
     Reason.CAPPED: _capped,
     Reason.CAPPED_OVERALL: _capped_overall,
+    Reason.CAPPED_CHANNELS: _capped_channels,
+    Reason.BUDGET_EXHAUSTED: _budget_exhausted,
+    Reason.HELD: _held,
 }
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+def _pieces(at: Looked, store: StoreId, sku: Sku) -> str:
+    return f"{at.stock.get((store, sku), 0)} pieces of {sku} at {store}"
 
 
 def _used(caps: Iterable[Cap], count: Callable[[Cap], int]) -> str:
-    return ", ".join(f"{count(cap)} of {cap.count} in {cap.period_s} s" for cap in caps) or "no caps"
+    return ", ".join(f"{count(cap)} of {cap.count} {_period(cap)}" for cap in caps) or "no caps"
+
+
+def _period(cap: Cap) -> str:
+    said = f"in {cap.period_s} s" if cap.period is None else f"in the {cap.period}"
+    return f"{said} tagged {_list(cap.tags)}" if cap.tags else said
+
+
+def _taken(budget: Budget, promotion: Promotion, at: Looked) -> str:
+    pieces, cents = taken(budget, promotion, at)
+    said = [] if budget.pieces is None else [f"{pieces} of {budget.pieces} pieces"]
+    if budget.cents is not None:
+        said.append(f"{cents} of {budget.cents} cents, {bound_cents(promotion)} more at most")
+    return f"{' and '.join(said)} ({budget.period})"
 
 
 def _open(is_open: bool) -> str:

@@ -5,7 +5,7 @@ reason in plain words, so that one round of corrections is enough.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar, cast
 
 import msgspec
@@ -13,17 +13,15 @@ import msgspec
 from nearcast.errors import InputError
 from nearcast.world import Fence, Product, Promotion, Stock, Store
 from offers.documents import Document, Path, UnreadableError, read_document
-from offers.wording import in_plain_words
+from offers.wording import in_plain_words, take_apart, written
 from offers.worldfile import WorldFile, check_references
 
-__all__ = ["InvalidWorldFile", "Problem", "WorldFile", "check_references", "load_world", "promotion_schema"]
+__all__ = ["InvalidWorldFile", "Problem", "WorldFile", "check_references", "load_world"]
 
 Entry = TypeVar("Entry", Store, Fence, Product, Promotion, Stock)
 
 #: How many problems the text of an error tells; a file can be wrong all over in one way.
 MAX_TOLD = 50
-_PLACE = re.compile(r"(.*) - at (`key` in )?`\$(.*)`", re.DOTALL)
-_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[(\.\.\.)\]")
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
@@ -67,11 +65,6 @@ def load_world(text: str, source: str) -> WorldFile:
     if reader.problems:
         raise InvalidWorldFile([problem for _, problem in sorted(reader.problems)])
     return world
-
-
-def promotion_schema() -> dict[str, object]:
-    """JSON schema of one promotion, for editors that check and complete while one types."""
-    return msgspec.json.schema(Promotion)
 
 
 class _Reader:
@@ -125,7 +118,7 @@ class _Reader:
         return entries
 
     def _explain(self, place: Path, value: object, kind: type, message: str) -> None:
-        words, inner, about_key = _take_apart(message)
+        words, inner, about_key = take_apart(message)
         if "..." in inner:
             inner = _name_the_key(inner, value, kind, message)
         path = place + inner
@@ -136,17 +129,8 @@ class _Reader:
         self._note(line, path, f"a name in here {detail}" if about_key else detail)
 
     def _note(self, line: int, path: Path, detail: str) -> None:
-        where = f"{self._source}:{line} {_written(path)}".rstrip()
+        where = f"{self._source}:{line} {written(path)}".rstrip()
         self.problems.append((line, Problem(where, detail)))
-
-
-def _take_apart(message: str) -> tuple[str, Path, bool]:
-    """msgspec's message as words, the path they are about, and whether they are about a key in there."""
-    found = _PLACE.fullmatch(message)
-    if found is None:
-        return message, (), False
-    path = tuple(field or (int(index) if index else dots) for field, index, dots in _PART.findall(found[3]))
-    return found[1], path, found[2] is not None
 
 
 def _name_the_key(path: Path, value: object, kind: type, message: str) -> Path:
@@ -170,7 +154,3 @@ def _only(value: object, path: Path, key: str) -> object:
     if not path:
         return {key: fields[key]}
     return {**fields, path[0]: _only(fields[path[0]], path[1:], key)}
-
-
-def _written(path: Iterable[str | int]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")

@@ -44,3 +44,5 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     holdout_salt: str = ""
     #: An offer goes by the channel that the customer will most likely react to, and not in the promotion's order.
     best_channel_first: bool = False
+    #: Whether promotions may make a price for one customer (`what.price_rule`).
+    personal_prices: bool = False

@@ -8,8 +8,19 @@ from nearcast.customer import Customer, Presence
 from nearcast.decisions import Reason
 from nearcast.events import Channel
 from nearcast.messages import Message
+from nearcast.world import Promotion
+from offers.candidates import is_owned
 from offers.catalogue import Catalogue
-from offers.gates import asks_for_help, is_quiet, may_not_contact, outside_window, store_closed, was_helped
+from offers.gates import (
+    is_quiet,
+    may_not_contact,
+    needs_open_store,
+    needs_stock,
+    outside_hours,
+    outside_window,
+    store_closed,
+    was_helped,
+)
 from offers.policy import Policy
 
 
@@ -34,22 +45,49 @@ def recheck(
         return Reason.OPTED_OUT
     if now_ms > message.deadline_ms:
         return Reason.TOO_LATE
-    promotion = catalogue.promotions.get(message.promotion)
-    if promotion is None or outside_window(promotion, now_ms):
-        return Reason.PROMOTION_ENDED
     if may_not_contact(customer, kind, trigger, message.channels):
         return Reason.NO_CONSENT
     if message.fence is not None and message.fence not in presence.inside:
         return Reason.LEFT
-    if store_closed(store, message.fence, catalogue, now_ms):
-        return Reason.STORE_CLOSED
-    if store is not None and message.sku is not None and not asks_for_help(kind, trigger) and (stock or 0) <= 0:
-        return Reason.OUT_OF_STOCK
+    if (reason := over(message, catalogue, stock, now_ms)) is not None:
+        return reason
+    promotion = catalogue.promotions[message.promotion]
+    place = catalogue.stores.get(store) if store is not None else None
+    if outside_hours(promotion.when, customer, place, now_ms):
+        return Reason.OUTSIDE_HOURS
     if was_helped(customer, kind, trigger, message.at_ms, policy):
         return Reason.STAFF_CONTACT
     if is_quiet(customer, kind, store, catalogue, policy, now_ms):
         return Reason.QUIET_HOURS
-    return None
+    return _no_longer_theirs(message, promotion, customer, catalogue)
+
+
+def over(message: Message, catalogue: Catalogue, stock: int | None, now_ms: int) -> Reason | None:
+    """What in the world, whoever the customer is, has put an end to a message: the part of `recheck` that holds for
+    one that has been sent, too."""
+    promotion = catalogue.promotions.get(message.promotion)
+    if promotion is None or outside_window(promotion, now_ms):
+        return Reason.PROMOTION_ENDED
+    store, trigger = message.store, message.trigger
+    if needs_open_store(trigger) and store_closed(store, message.fence, catalogue, now_ms):
+        return Reason.STORE_CLOSED
+    if store is None or message.sku is None or not needs_stock(message.kind, trigger):
+        return None
+    return Reason.OUT_OF_STOCK if (stock or 0) <= 0 else None
+
+
+def _no_longer_theirs(
+    message: Message, promotion: Promotion, customer: Customer, catalogue: Catalogue
+) -> Reason | None:
+    """Of a promotion for things in the cart or on the wishlist: why the thing is no longer there, if so.
+
+    A purchase takes it out. Which SKUs were bought isn't kept, but when something of its segment was.
+    """
+    thing = message.instead_of or message.sku
+    if thing is None or is_owned(promotion, thing, customer):
+        return None
+    bought = customer.history.segments.get(catalogue.segments.get(thing, ""))
+    return Reason.BOUGHT if bought is not None and bought.last_ms >= message.at_ms else Reason.NOT_IN_AUDIENCE
 
 
 def allowed_channels(message: Message, customer: Customer) -> list[Channel]:

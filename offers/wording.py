@@ -1,10 +1,17 @@
-"""Validation errors in plain words: what msgspec found, said to somebody who writes YAML and not Python."""
+"""Validation errors in plain words: what msgspec found, said to somebody who writes YAML and not Python.
+
+Files, the HTTP API, the catalogue topics and the settings say it with these words.
+"""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from offers.documents import Path
+
+_PLACE = re.compile(r"(.*) - at (`key` in )?`\$(.*)`", re.DOTALL)
+_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[(\.\.\.)\]")
 _TYPES = {
     "str": "text",
     "int": "a whole number",
@@ -19,7 +26,31 @@ _TYPES = {
 _BOUNDS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 
 
-def in_plain_words(message: str, kind: type, path: Sequence[str | int]) -> str:
+def explained(message: str, kind: object) -> tuple[str, str]:
+    """A whole message of msgspec about a value of type `kind`: the path that it is about, written out, and the words.
+
+    Entries of a mapping go by "..." in the path.
+    """
+    words, path, about_key = take_apart(message)
+    detail = in_plain_words(words, kind, path)
+    return written(path), f"a name in here {detail}" if about_key else detail
+
+
+def take_apart(message: str) -> tuple[str, Path, bool]:
+    """msgspec's message as words, the path they are about, and whether they are about a key in there."""
+    found = _PLACE.fullmatch(message)
+    if found is None:
+        return message, (), False
+    path = tuple(field or (int(index) if index else dots) for field, index, dots in _PART.findall(found[3]))
+    return found[1], path, found[2] is not None
+
+
+def written(path: Iterable[str | int]) -> str:
+    """A path as people write it: `promotions[0].words.en`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def in_plain_words(message: str, kind: object, path: Sequence[str | int]) -> str:
     """`message` is msgspec's, without its " - at ..." part; `path` is the place in a value of type `kind`."""
     for pattern, say in _SAYINGS:
         if found := pattern.fullmatch(message):
@@ -77,7 +108,7 @@ _SAYINGS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], list[str]], str]
 )
 
 
-def _choices(kind: type, path: Sequence[str | int]) -> list[str]:
+def _choices(kind: object, path: Sequence[str | int]) -> list[str]:
     """What could stand at `path`: the fields of a struct, the values of an enumeration, the tags of a union."""
     info = msgspec.inspect.type_info(kind)
     for part in path:

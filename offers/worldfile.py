@@ -2,10 +2,12 @@
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
 from nearcast.world import Fence, FenceKind, OpenHours, Product, Promotion, Stock, Store
+from offers.documents import Path
 
 #: A fence is in one that is as wide as itself, or wider.
 _WIDTH: Mapping[FenceKind, int] = {"product": 0, "shelf": 1, "department": 2, "store": 3, "vicinity": 4}
@@ -36,12 +38,12 @@ def remarks(world: WorldFile) -> list[str]:
         f"fence {fence.id!r} is never in use: its hours and those of its store have no minute in common"
         for fence in world.fences
         if fence.hours is not None and not fence.special_days and (store := stores.get(fence.store)) is not None
-        if _minutes(tuple(fence.hours)).isdisjoint(_minutes(tuple(store.hours or ())))
+        if minutes_of(tuple(fence.hours)).isdisjoint(minutes_of(tuple(store.hours or ())))
     ]
 
 
 @lru_cache(maxsize=1024)
-def _minutes(hours: tuple[OpenHours, ...]) -> frozenset[int]:
+def minutes_of(hours: tuple[OpenHours, ...]) -> frozenset[int]:
     """The minutes of the week that the hours cover."""
     return frozenset(
         (each.weekday * 1440 + minute) % (7 * 1440)
@@ -89,16 +91,35 @@ def _of_products(world: WorldFile) -> Iterator[str]:
 
 
 def _of_promotions(world: WorldFile) -> Iterator[str]:
+    for found in promotion_references(world):
+        yield f"promotion {found.promotion!r} {found.detail}"
+
+
+class Finding(NamedTuple):
+    """Something about a promotion: in which field, by its path, and what."""
+
+    promotion: str
+    path: Path
+    detail: str
+
+
+def promotion_references(world: WorldFile) -> Iterator[Finding]:
+    """Each reference of a promotion to something that `world` doesn't have."""
     stores = {store.id for store in world.stores}
     fences = {fence.id for fence in world.fences}
     skus = {product.sku for product in world.products}
     segments = {product.segment for product in world.products}
     for promotion in world.promotions:
-        what = f"promotion {promotion.id!r}"
-        yield from _missing(what, "store", promotion.where.stores, stores)
-        yield from _missing(what, "fence", promotion.where.fences, fences)
-        yield from _missing(what, "product", promotion.what.skus, skus)
-        yield from _missing(what, "segment", promotion.what.segments, segments)
+        for part, kind, names, known in (
+            (("where", "stores"), "store", promotion.where.stores, stores),
+            (("where", "fences"), "fence", promotion.where.fences, fences),
+            (("what", "skus"), "product", promotion.what.skus, skus),
+            (("what", "segments"), "segment", promotion.what.segments, segments),
+        ):
+            for number, name in enumerate(names):
+                if name not in known:
+                    detail = f"names the {kind} {name!r}, which does not exist"
+                    yield Finding(promotion.id, (*part, number), detail)
 
 
 def _of_stock(world: WorldFile) -> Iterator[str]:

@@ -10,7 +10,9 @@ that the shipped model expects of a stranger, where a redemption is worth 100) s
 after fifteen. One reaction, and it begins anew; and what is older than the policy's window is forgotten.
 """
 
-from nearcast.customer import UNSEEN, Customer
+from collections.abc import Sequence
+
+from nearcast.customer import UNSEEN, Customer, SentMessage
 from nearcast.world import Promotion
 from offers.catalogue import Catalogue
 from offers.gates import offers_to
@@ -26,9 +28,14 @@ def ignored(customer: Customer, catalogue: Catalogue, policy: Policy, at_ms: int
     To open, apply or redeem is a reaction; to dismiss is none, nor does it undo one. What was just sent counts already,
     as it does for caps.
     """
+    return ignored_of(offers_to(customer, catalogue), policy, at_ms)
+
+
+def ignored_of(offers: Sequence[SentMessage], policy: Policy, at_ms: int) -> int:
+    """`ignored`, for whoever knows the offers already; the newest last."""
     since_ms = at_ms - policy.annoyance_window_ms
     count = 0
-    for sent in reversed(offers_to(customer, catalogue)):
+    for sent in reversed(offers):
         if sent.answered:
             break
         count += sent.at_ms > since_ms and sent.status not in _NO_ANSWER

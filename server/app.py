@@ -46,7 +46,7 @@ async def serve(settings: Settings, ready: Callable[[str], None] = lambda _: Non
         if "engine" in settings.roles:
             roots += await make_engine(core, stack)
         if "dispatcher" in settings.roles:
-            roots.append(make_dispatcher(core, stack))
+            roots += make_dispatcher(core, stack)
         if settings.metrics_port is not None:
             open_metrics(settings.api_host, settings.metrics_port, stack)
         async with asyncio.TaskGroup() as group:

@@ -8,7 +8,7 @@ event of another kind, or a moment, asks for it.
 """
 
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -17,13 +17,14 @@ from geofence import spoof, trips
 from geofence.tracker import next_due_ms, on_timer, places, track
 from nearcast import fold, metrics, topics
 from nearcast.customer import Customer, Presence, Stay
-from nearcast.decisions import Decision
+from nearcast.decisions import Charge, Decision
 from nearcast.errors import InputError, UnreadableState
 from nearcast.events import (
     PICKUP_ACTIONS,
     TOPIC_OF,
     Action,
     AnyEvent,
+    Cart,
     Consent,
     Erase,
     Location,
@@ -32,12 +33,14 @@ from nearcast.events import (
     encode,
 )
 from nearcast.ids import CustomerId, FenceId, derived_event_id
-from nearcast.messages import Emitted, Message, encode_outbox
+from nearcast.messages import Emitted, Message, OutboxEntry, Released, encode_outbox
 from nearcast.moments import Moment, Transition, moments_of_transitions
 from nearcast.world import Fence
+from offers import measure, recalls
+from offers.budgets import Share
 from server.log.base import Record
 from server.recent import Recent
-from server.state import Commit, DeadLetter, Ownership
+from server.state import Commit, DeadLetter, Ownership, Spent
 from server.stored import decode_customer
 from server.world import World
 
@@ -132,6 +135,8 @@ class Batch:
             partition: Commit(partition=partition, epoch=owner.epoch, expected=owner.offsets, fetched_ms=fetched_ms)
             for partition, owner in owned.items()
         }
+        #: What came back of budgets, by partition.
+        self.returned: list[tuple[int, Charge]] = []
         self._rules = rules
         self._arrivals: list[int] = []
         #: The fixes, before they are matched.
@@ -350,16 +355,45 @@ class Batch:
         self._results[result] = self._results.get(result, 0) + 1
         return moments
 
-    def record(self, item: Item, decision: Decision, message: Message | None) -> None:
-        """Add a decision, and the message that follows from it, to what will be committed."""
+    def record(self, item: Item, decision: Decision, message: Message | None, shares: Sequence[Share] = ()) -> None:
+        """Add a decision, and the message that follows from it, to what will be committed; `shares` are what it takes
+        of budgets."""
         commit = self.commits[item.record.partition]
         commit.decisions.append(decision)
-        if message is not None:
-            customer = self.customers[item.customer]
-            self._keep_timers(item, customer)
-            fold.record_message(customer, message.id, decision)
-            commit.customers[item.customer] = customer
-            commit.outbox.append((encode_outbox(message), item.record.arrived_ms))
+        for charge, limit in shares:
+            spent = commit.spent.setdefault(charge.pool, Spent(limit.expires_s))
+            spent.expires_s = limit.expires_s
+            spent.pieces += charge.pieces
+            spent.cents += charge.cents
+        customer = self.customers[item.customer]
+        exposures = measure.expose(customer, decision, self.world.catalogue)
+        commit.tally.decided(decision, exposures)
+        if message is None and not decision.held_until_ms and not exposures:
+            return
+        self._keep_timers(item, customer)
+        commit.customers[item.customer] = customer
+        if decision.held_until_ms:
+            fold.hold(customer, decision.moment, decision.held_until_ms)
+        if message is None:
+            return
+        tags = self.world.catalogue.promotions[message.promotion].tags
+        fold.record_message(customer, message.id, decision, fence=message.fence, channels=message.channels, tags=tags)
+        commit.outbox.append((encode_outbox(message), item.record.arrived_ms))
+
+    def left(self, item: Item, moment: Moment, customer: Customer) -> None:
+        """The customer left a fence: take back what held there, and free what was reserved for them in that store."""
+        if moment.fence is None or moment.store is None:
+            return
+        entries: list[OutboxEntry] = [*recalls.on_leaving(customer, moment.fence, moment.at_ms)]
+        if moment.fence_kind == "store" and any(
+            sent.status == "applied" and sent.store == moment.store for sent in customer.messages
+        ):
+            entries.append(Released(customer=customer.id, store=moment.store))
+        self._post(item, entries)
+
+    def _post(self, item: Item, entries: Iterable[OutboxEntry]) -> None:
+        outbox = self.commits[item.record.partition].outbox
+        outbox += [(encode_outbox(entry), item.record.arrived_ms) for entry in entries]
 
     def finish(self) -> list[Commit]:
         """Every partition's commit, with the timers that changed."""
@@ -424,7 +458,8 @@ class Batch:
         # The one that is readable is the cache's, and is made blank in place.
         self.presences.setdefault(item.customer, Presence())
         self.customers.setdefault(item.customer, Customer(id=item.customer))
-        for kind in (fold.CART_TIMER, fold.DEADLINE_TIMER, fold.PRESENCE_TIMER, fold.PICKUP_TIMER):
+        kinds = (fold.CART_TIMER, fold.DEADLINE_TIMER, fold.HOLD_TIMER, fold.PRESENCE_TIMER, fold.PICKUP_TIMER)
+        for kind in kinds:
             self.commits[item.record.partition].timers[item.customer, kind] = 0
 
     def _fix(self, item: Item, event: Location) -> tuple[str, Sequence[Moment]]:
@@ -531,13 +566,19 @@ class Batch:
         event, customer = item.event, self.customers[item.customer]
         commit = self.commits[item.record.partition]
         self._keep_timers(item, customer)
+        before = measure.standings(customer, event)
+        had_in_cart = list(customer.cart) if isinstance(event, Cart) and customer.messages else ()
         folded = fold.apply(customer, event, self.world.catalogue.segments, self._rules)
         if folded.status == "applied":
             commit.customers[item.customer] = customer
+            commit.tally.folded(customer, event, before, self.world.catalogue)
+            if customer.messages:
+                self._post(item, recalls.on_event(customer, event, had_in_cart))
         for emitted in folded.emit:
             value = msgspec.Raw(encode(emitted))
-            entry = encode_outbox(Emitted(topic=TOPIC_OF[type(emitted)], key=emitted.customer, value=value))
-            commit.outbox.append((entry, item.record.arrived_ms))
+            self._post(item, [Emitted(topic=TOPIC_OF[type(emitted)], key=emitted.customer, value=value)])
+        if folded.returned:
+            self._return(commit, folded.returned)
         if folded.erased:
             self._erase(item)
         elif isinstance(event, Consent):
@@ -545,8 +586,17 @@ class Batch:
         elif isinstance(event, Action) and event.action in PICKUP_ACTIONS and folded.status == "applied":
             presence, fences = self.presences[item.customer], self.world.fences.by_id
             commit.presences[item.customer] = presence
-            return "applied", self._on_trips(item, presence, lambda: trips.act(presence, event, fences))
+            found = self._on_trips(item, presence, lambda: trips.act(presence, event, fences))
+            return "applied", [*folded.moments, *found]
         return folded.status, folded.moments
+
+    def _return(self, commit: Commit, returned: Iterable[tuple[str, int, int]]) -> None:
+        """What was not sent gives back what it took of budgets."""
+        for pool, pieces, cents in returned:
+            spent = commit.spent.setdefault(pool, Spent(-1))
+            spent.pieces -= pieces
+            spent.cents -= cents
+            self.returned.append((commit.partition, Charge(pool=pool, pieces=pieces, cents=cents)))
 
     def _keep_timers(self, item: Item, customer: Customer) -> None:
         if item.customer not in self._timers_before:

@@ -1,32 +1,28 @@
-"""Budgets of promotions: how many pieces and how much money may still be given away, never overspent.
+"""Budgets of promotions: how many offers and how much money may still go out, never overspent, at engine speed.
 
-    (none) --reserve--> held --settle--> settled
-                         \\---release, or its time is up---> released
+    pool (one budget) --take--> granted to a partition --decisions--> used
+                      <--give-- what it doesn't use
 
-Every step is one atomic script on the promotion's own keys, so any number of processes may draw on one budget. All
-steps are keyed by decision id and can be repeated safely: after a lost reply the same step gives the same answer and
-takes nothing more. Settled and released are for good.
+The pool counts what it has *granted* to each partition; each partition counts what its decisions have *used*, in the
+same commit that makes them. A partition's owner decides within the difference, in memory, and asks the pool for more
+only when that runs out. So:
 
-Nothing calls this yet. It is made for: the engine, which reserves before it decides on an offer (through leases, so
-that it need not ask for each); the dispatcher, which settles before anything leaves the house, drops the message if
-the answer is not "settled", and releases when it gives a message up; and a timer that reconciles every promotion. A
-worker that lost its partition must not release: its successor holds the same decisions under the same ids.
+* Never overspent: the pool grants no more than its limit, and no partition uses more than it was granted. A partition
+  has one owner: commits of an older one are refused (its epoch), and so are its steps here.
+* Nothing leaks in a crash: what was granted and not used is still the difference of two stored numbers, and the next
+  owner of the partition goes on with it. Every partition keeps the names of the pools that it may hold something of.
+* Exact when quiet: what a partition has not touched for `IDLE_S` goes back to the pool, where any other may take it.
+  The last pieces are granted one by one.
 
-A crash between reserving and settling leaks its amount until the reservation's `expires_ms`: then it is given back, by
-`reconcile` or in passing by the next `reserve`. `expires_ms` belongs to the decision (its deadline and some grace), so
-every repetition brings the same one. That is what lets records go: `KEEP_MS` after it a decision's record is forgotten
-(what it used stays in a counter), and nothing is granted any more to a decision that ends no later than one forgotten,
-whatever the clocks say. A clock that runs ahead ends reservations early; it can't make anyone overspend.
+What a decision used comes back only if it is certain that nothing was sent (`Receipt.unsent`).
 
 The limit comes with each request, from the caller's version of the world; the newest version that anyone came with
-counts, and of one version the last limit. Under one lowered below what is used nothing is granted; what was granted
-stays.
+counts. Under one lowered below what is granted nothing more is granted; what was granted may still be used.
 
-What is kept: decision ids and amounts, no customers. It must not be used for anything that needs a budget per customer
-(that is what caps are for).
+What is kept: names of promotions and stores, and amounts; no customers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -35,166 +31,229 @@ from redis.asyncio import Redis
 
 from nearcast import keys
 from nearcast.clock import Clock
-from nearcast.errors import Conflict
-from nearcast.ids import DecisionId, PromotionId
+from nearcast.decisions import Charge
+from nearcast.errors import Fenced
+from offers.budgets import Limit
 from server.store import reaching_store, text
 
-#: How long after its `expires_ms` a decision is still answered from its own record. Later, `settle` and `release` say
-#: "unknown" and `reserve` is refused: a message that late is not sent anyway.
-KEEP_MS = 3_600_000
+#: A lease that nobody has drawn on for so long is given back.
+IDLE_S = 1.0
+#: How long an exhausted pool is left alone: somebody may give back what they didn't need.
+ASK_AGAIN_S = 0.1
 
-#: The script counts in double precision, which is exact up to 9e15.
-_MOST = 10**12
-
-Refusal = Literal["exhausted", "released", "too_late"]
-State = Literal["settled", "released", "unknown"]
-
-
-class Amount(msgspec.Struct, frozen=True):
-    """What one decision takes. Raises ValueError if it is negative, or more than 10^12."""
-
-    pieces: int = 1
-    cents: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.pieces, self.cents)
-
-
-class Limit(msgspec.Struct, frozen=True):
-    """How much may be issued in all; None is no limit. `version` is that of the world which it was read from.
-
-    Raises ValueError if it is negative, or more than 10^12.
-    """
-
-    pieces: int | None = None
-    cents: int | None = None
-    version: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.pieces or 0, self.cents or 0)
-        if self.version < 0:
-            raise ValueError(f"a limit's version is 0 or more, not {self.version}")
-
-
-class Answer(NamedTuple):
-    """What came of a reservation.
-
-    "already" is the answer to a repetition: the decision has its share, from before. A refusal says why: the budget is
-    "exhausted" (asked again later, there may be room), the decision's share was given back ("released"), or its time
-    was over before it had one ("too_late").
-    """
-
-    verdict: Literal["granted", "already", "refused"]
-    reason: Refusal | None = None
+#: Puts pools on the partition's list, or takes them off; 0 if another worker owns the partition by now.
+#: KEYS: the partition's epoch, its list of pools. ARGV: the epoch, SADD or SREM, the pools.
+_LIST = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+for n = 3, #ARGV do redis.call(ARGV[2], KEYS[2], ARGV[n]) end
+return 1
+"""
 
 
 class Usage(NamedTuple):
-    """What is out of a budget: held by decisions that are under way, and settled."""
+    """What is out of a pool: used by decisions, and held by engines for those to come."""
 
+    used_pieces: int
+    used_cents: int
     held_pieces: int
     held_cents: int
-    settled_pieces: int
-    settled_cents: int
-
-    @property
-    def pieces(self) -> int:
-        """Pieces issued in all."""
-        return self.held_pieces + self.settled_pieces
-
-    @property
-    def cents(self) -> int:
-        """Cents issued in all."""
-        return self.held_cents + self.settled_cents
 
 
-class Tidied(NamedTuple):
-    """Reservations whose time was up and whose amount was given back, and old records forgotten."""
+class _Lease(msgspec.Struct):
+    """What one partition has of one pool. `used` includes what is about to be committed."""
 
-    returned: int
-    forgotten: int
+    granted: tuple[int, int]
+    used: tuple[int, int]
+    touched_s: float
+    #: The pool had less than was asked for, then.
+    refused_s: float = float("-inf")
+
+    def has(self, pieces: int, cents: int) -> bool:
+        return self.used[0] + pieces <= self.granted[0] and self.used[1] + cents <= self.granted[1]
 
 
-class Budgets:
-    """The budgets in the state store. Every method raises `Unavailable` when the store can't be reached: repeat it."""
+class Demand(msgspec.Struct):
+    """What a round of decisions may take of a pool."""
 
-    def __init__(self, redis: Redis, clock: Clock) -> None:
+    limit: Limit
+    pieces: int = 0
+    cents: int = 0
+
+
+class Leases:
+    """What an engine's partitions hold. For one engine, used by one task; everything async raises `Unavailable`.
+
+    After `Unavailable` or `Fenced` what is known here may be wrong: `take_over` begins anew.
+    """
+
+    def __init__(self, redis: Redis, partitions: int, clock: Clock) -> None:
         self._redis = redis
+        self._partitions = partitions
         self._clock = clock
-        self._script = redis.register_script(Path(__file__).with_suffix(".lua").read_text(encoding="utf-8"))
+        self._step = redis.register_script(Path(__file__).with_suffix(".lua").read_text(encoding="utf-8"))
+        self._list = redis.register_script(_LIST)
+        self._epochs: dict[int, int] = {}
+        self._leases: dict[tuple[int, str], _Lease] = {}
+        self._looked_s = float("-inf")
 
-    async def reserve(
-        self, promotion: PromotionId, decision: DecisionId, amount: Amount, limit: Limit, expires_ms: int
-    ) -> Answer:
-        """Hold an amount for a decision until `expires_ms`, unless the limit forbids it.
+    async def take_over(self, epochs: Mapping[int, int]) -> None:
+        """Own these partitions from now on, and only these; with what their owners before had and did not use."""
+        self._epochs = dict(epochs)
+        self._leases = {}
+        with reaching_store():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for partition in epochs:
+                    pipe.smembers(keys.leases(partition))
+                listed = await pipe.execute()
+        left = [(partition, text(pool)) for partition, pools in zip(epochs, listed, strict=True) for pool in pools]
+        await self._open(dict.fromkeys(left, Demand(Limit(None, None))), version=0)
 
-        Raises `Conflict` if the decision came before with another amount or another `expires_ms`.
+    async def reach(self, wanted: Mapping[tuple[int, str], Demand], version: int) -> None:
+        """See to it that each partition has what its decisions may take of each pool, as far as there is any left.
+
+        `version` is that of the world which the limits are from. No round trip while what is here is enough.
         """
-        terms = (amount.pieces, amount.cents, expires_ms)
-        bounds = ("" if bound is None else bound for bound in (limit.pieces, limit.cents))
-        verdict, *before = await self._step("reserve", promotion, decision, *terms, limit.version, *bounds)
-        match verdict:
-            case "granted" | "already":
-                return Answer(verdict)
-            case "conflict":
-                pieces, cents, until = str(before[0]).split()
-                raise Conflict(
-                    "other_reservation",
-                    f"it has {pieces} pieces and {cents} cents until {until}; repeated with {amount.pieces} pieces and "
-                    f"{amount.cents} cents until {expires_ms}. One decision asks for one thing",
-                    f"promotion {promotion}, decision {decision}",
-                )
-            case reason:
-                return Answer("refused", cast("Refusal", reason))
+        now_s = self._clock.monotonic_s()
+        short = {}
+        for place, demand in wanted.items():
+            lease = self._leases.get(place)
+            if lease is None or (not lease.has(demand.pieces, demand.cents) and now_s >= lease.refused_s + ASK_AGAIN_S):
+                short[place] = demand
+        await self._open(short, version)
 
-    async def settle(self, promotion: PromotionId, decision: DecisionId) -> State:
-        """The decision's amount is used, for good. Unless the answer is "settled" it has none: nothing may be sent."""
-        return cast("State", (await self._step("settle", promotion, decision))[0])
+    def has_room(self, partition: int, charges: Iterable[Charge]) -> bool:
+        """Whether an offer can take its shares now; ask after `reach`."""
+        return all(
+            (lease := self._leases.get((partition, each.pool))) is not None and lease.has(each.pieces, each.cents)
+            for each in charges
+        )
 
-    async def release(self, promotion: PromotionId, decision: DecisionId) -> State:
-        """Give the decision's amount back, for good. The answer is "settled" if it is too late for that."""
-        return cast("State", (await self._step("release", promotion, decision))[0])
+    def spend(self, partition: int, charges: Iterable[Charge]) -> None:
+        """An offer takes its shares, for which there is room; committed with the decision."""
+        for each in charges:
+            lease = self._leases[partition, each.pool]
+            lease.used = (lease.used[0] + each.pieces, lease.used[1] + each.cents)
+            lease.touched_s = self._clock.monotonic_s()
 
-    async def usage(self, promotion: PromotionId) -> Usage:
-        """What is out at present, overdue reservations included until they are tidied up."""
-        return (await self._totals(promotion))[0]
+    async def refund(self, returned: Sequence[tuple[int, Charge]]) -> None:
+        """Offers that were not sent give back what they took, by partition; right before their receipts are committed.
 
-    async def remaining(self, promotion: PromotionId, limit: Limit) -> Limit:
-        """What may still be issued under the newest limit, this one or one that came before; None is no limit."""
-        usage, known = await self._totals(promotion)
-        newest = known if known is not None and known.version > limit.version else limit
-        return Limit(_left(newest.pieces, usage.pieces), _left(newest.cents, usage.cents), newest.version)
+        Only while no commit is on its way.
+        """
+        # A lease that was given back is opened again: what comes back has to find its way to the pool.
+        closed = [place for partition, each in returned if (place := (partition, each.pool)) not in self._leases]
+        await self._open(dict.fromkeys(closed, Demand(Limit(None, None))), version=0)
+        for partition, each in returned:
+            lease = self._leases[partition, each.pool]
+            lease.used = (max(0, lease.used[0] - each.pieces), max(0, lease.used[1] - each.cents))
 
-    async def reconcile(self, promotion: PromotionId) -> Tidied:
-        """Give back every reservation whose time is up, and forget what is long past. Any process may, at any time."""
-        returned = forgotten = 0
-        while any(some := await self._step("tidy", promotion)):
-            returned += int(some[0])
-            forgotten += int(some[1])
-        return Tidied(returned, forgotten)
+    async def give_back(self, but: Iterable[tuple[int, str]] = ()) -> None:
+        """Return what nobody has drawn on of late, `but` those that the next commit does.
 
-    async def _step(self, step: str, promotion: PromotionId, *arguments: str | int) -> list[str | int]:
-        where = [keys.budget(promotion, part) for part in ("totals", "records", "held", "done")]
+        Only while no commit is on its way: what it uses must be known, and one that fails must not leave more used
+        than granted.
+        """
+        now_s = self._clock.monotonic_s()
+        if not self._leases or now_s < self._looked_s + IDLE_S / 4:
+            return
+        self._looked_s = now_s
+        kept = set(but)
+        idle = [
+            place for place, lease in self._leases.items() if now_s >= lease.touched_s + IDLE_S and place not in kept
+        ]
+        if not idle:
+            return
         with reaching_store():
-            answer: Sequence[bytes | str | int] = await self._script(
-                keys=where, args=[step, self._clock.now_ms(), KEEP_MS, *arguments]
-            )
-        return [part if isinstance(part, int) else text(part) for part in answer]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for partition, pool in idle:
+                    await self._step(
+                        keys=[keys.budget(pool)],
+                        args=["give", partition, self._epochs[partition], *self._leases[partition, pool].used],
+                        client=pipe,
+                    )
+                for answer in await pipe.execute():
+                    _not_fenced(answer)
+        for place in idle:
+            del self._leases[place]
+        await self._relist("SREM", idle)
 
-    async def _totals(self, promotion: PromotionId) -> tuple[Usage, Limit | None]:
+    async def _open(self, wanted: Mapping[tuple[int, str], Demand], version: int) -> None:
+        """Ask the pools, and read what the partitions have used, where that is not known yet."""
+        if not wanted:
+            return
+        # On the list before there is anything to be forgotten, and only under our epoch: who takes the partition over
+        # finds the pool there and tells it so, and what we ask of it then is refused.
+        await self._relist("SADD", [place for place in wanted if place not in self._leases])
         with reaching_store():
-            stored = await self._redis.hgetall(keys.budget(promotion, "totals"))
-        fields = {text(name): text(value) for name, value in stored.items()}
-        usage = Usage(*(int(fields.get(name, 0)) for name in Usage._fields))
-        if "limit_version" not in fields:
-            return usage, None
-        pieces, cents = (int(fields[name]) if fields[name] else None for name in ("limit_pieces", "limit_cents"))
-        return usage, Limit(pieces, cents, int(fields["limit_version"]))
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for (partition, pool), demand in wanted.items():
+                    lease, limit = self._leases.get((partition, pool)), demand.limit
+                    pieces, cents = (demand.pieces, demand.cents)
+                    if lease is not None:
+                        pieces = max(0, pieces - (lease.granted[0] - lease.used[0]))
+                        cents = max(0, cents - (lease.granted[1] - lease.used[1]))
+                    bounds = ["-" if bound is None else bound for bound in (limit.pieces, limit.cents)]
+                    await self._step(
+                        keys=[keys.budget(pool)],
+                        args=[
+                            "take",
+                            partition,
+                            self._epochs[partition],
+                            pieces,
+                            cents,
+                            version,
+                            *bounds,
+                            self._partitions,
+                            limit.expires_s,
+                        ],
+                        client=pipe,
+                    )
+                    pipe.hmget(keys.spent(partition, pool), "pieces", "cents")
+                answers = await pipe.execute()
+        now_s = self._clock.monotonic_s()
+        for (place, demand), granted, spent in zip(wanted.items(), answers[::2], answers[1::2], strict=True):
+            pieces, cents = _not_fenced(granted)
+            known = self._leases.get(place)
+            used = known.used if known is not None else (int(spent[0] or 0), int(spent[1] or 0))
+            # Asking is not drawing: what is too little for an offer here is given back, it may be enough elsewhere.
+            touched_s = known.touched_s if known is not None else now_s
+            lease = self._leases[place] = _Lease((pieces, cents), used, touched_s)
+            if not lease.has(demand.pieces, demand.cents):
+                lease.refused_s = now_s
+
+    async def _relist(self, how: Literal["SADD", "SREM"], places: Iterable[tuple[int, str]]) -> None:
+        """Put pools on their partitions' lists, or take them off. Raises `Fenced`."""
+        pools: dict[int, list[str]] = {}
+        for partition, pool in places:
+            pools.setdefault(partition, []).append(pool)
+        if not pools:
+            return
+        with reaching_store():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for partition, named in pools.items():
+                    await self._list(
+                        keys=[keys.epoch(partition), keys.leases(partition)],
+                        args=[self._epochs[partition], how, *named],
+                        client=pipe,
+                    )
+                done = await pipe.execute()
+        if not all(done):
+            raise Fenced("another worker has the partition's list of budgets")
 
 
-def _check(pieces: int, cents: int) -> None:
-    if not (0 <= pieces <= _MOST and 0 <= cents <= _MOST):
-        raise ValueError(f"pieces and cents are within 0..{_MOST}, not {pieces} and {cents}")
+async def usage(redis: Redis, partitions: int, pool: str) -> Usage:
+    """What is out of a pool at present. Raises `Unavailable`."""
+    with reaching_store():
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(keys.budget(pool), "pieces", "cents")
+            for partition in range(partitions):
+                pipe.hmget(keys.spent(partition, pool), "pieces", "cents")
+            granted, *spent = cast("list[list[bytes | None]]", await pipe.execute())
+    used_pieces, used_cents = (sum(int(row[unit] or 0) for row in spent) for unit in (0, 1))
+    return Usage(used_pieces, used_cents, int(granted[0] or 0) - used_pieces, int(granted[1] or 0) - used_cents)
 
 
-def _left(bound: int | None, used: int) -> int | None:
-    return None if bound is None else max(0, bound - used)
+def _not_fenced(answer: Sequence[int]) -> tuple[int, int]:
+    if not answer:
+        raise Fenced("another worker has the partition's share of a budget")
+    return answer[0], answer[1]

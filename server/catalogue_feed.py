@@ -25,6 +25,7 @@ from geofence.geojson import fence_from_feature
 from nearcast import keys, metrics, topics
 from nearcast.errors import DeadLettersFull, Fenced, InputError, Unavailable
 from nearcast.world import Fence, Product, Promotion, Stock, Store
+from offers.wording import explained
 from offers.worldfile import WorldFile
 from server.log.base import LogConsumer, Record
 from server.state import MAX_DEAD_LETTERS, DeadLetter, too_many_dead_letters
@@ -207,6 +208,9 @@ def _decode(record: Record) -> Item | None:
         if record.topic == topics.FENCES and msgspec.json.decode(record.value, type=_Typed).type == "Feature":
             return fence_from_feature(record.value)
         return msgspec.json.decode(record.value, type=_TYPE[record.topic])
+    except msgspec.ValidationError as error:
+        where, detail = explained(str(error), _TYPE[record.topic])
+        raise InputError(_MALFORMED, detail, where) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(_MALFORMED, str(error)) from None
 

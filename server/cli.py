@@ -18,6 +18,7 @@ from server.commands.fences import fences
 from server.commands.learning import evaluate_policy, evaluate_uplift
 from server.commands.models import models
 from server.commands.models_training import evaluate, train
+from server.commands.promotions import promotions
 from server.commands.replay import record, replay
 from server.credentials import secrets_for
 
@@ -88,6 +89,7 @@ main.add_command(evaluate_uplift)
 main.add_command(export)
 main.add_command(fences)
 main.add_command(models)
+main.add_command(promotions)
 main.add_command(record)
 main.add_command(replay)
 main.add_command(train)
@@ -135,12 +137,16 @@ def print_geojson(files: tuple[Path, ...]) -> None:
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["settings", "metrics", "promotions"]))
+@click.argument("what", type=click.Choice(["settings", "metrics", "promotions", "world"]))
 def reference(what: str) -> None:
-    """Print reference documentation made from the code; "promotions" is the JSON Schema for editors."""
+    """Print reference documentation made from the code.
+
+    "world" is the JSON Schema of world files, "promotions" that of one promotion; for editors.
+    """
     from server import reference as made
 
-    click.echo({"settings": made.settings, "metrics": made.metrics, "promotions": made.promotions}[what]())
+    pages = {"settings": made.settings, "metrics": made.metrics, "promotions": made.promotions, "world": made.world}
+    click.echo(pages[what]())
 
 
 def _settings() -> settings_module.Settings:

@@ -76,11 +76,15 @@ for fence, people in pairs(rest.footfall) do
     redis.call('HDEL', rest.footfall_key, fence)
   end
 end
-for name, day in pairs(rest.footfall_days) do
-  for field, amount in pairs(day[2]) do
-    redis.call('HINCRBY', name, field, amount)
+-- Each with when it may be forgotten, in seconds: 0 is never; -1: as it was, and one that is forgotten stays so.
+for name, counter in pairs(rest.counters) do
+  if counter[1] >= 0 or redis.call('EXISTS', name) == 1 then
+    for field, amount in pairs(counter[2]) do
+      -- One that is back at zero is as one that never was: so it doesn't show how the log was cut.
+      if amount ~= 0 and redis.call('HINCRBY', name, field, amount) == 0 then redis.call('HDEL', name, field) end
+    end
+    if counter[1] > 0 then redis.call('EXPIREAT', name, counter[1]) end
   end
-  redis.call('EXPIREAT', name, day[1])
 end
 for customer, stores in pairs(rest.pickups) do
   if stores == '' then

@@ -1,8 +1,9 @@
 """Writing a message out: from what was decided to what a device shows. Values in, value out."""
 
 import hashlib
+from dataclasses import replace
 
-from channels.templates import facts_of, render, with_pickup
+from channels.templates import Named, facts_of, render, with_pickup
 from nearcast.customer import Customer
 from nearcast.ids import CustomerId
 from nearcast.messages import Message, Push
@@ -19,11 +20,21 @@ def compose(message: Message, customer: Customer, catalogue: Catalogue, fence_na
     promotion = catalogue.promotions[message.promotion]
     product = catalogue.products.get(message.sku) if message.sku is not None else None
     store = catalogue.stores.get(message.store) if message.store is not None else None
-    discount = promotion.what.discount
+    missing = catalogue.products.get(message.instead_of) if message.instead_of is not None else None
+    displays = product.displays if product else []
+    aisle = next((each.aisle for each in displays if each.store == message.store and each.aisle), "")
+    # As decided, which may be a price for this customer. Messages from before it was noted have none.
+    discount = message.discount or promotion.what.discount
     for_staff = message.kind == "assist"
     locale = "en" if for_staff else customer.locale or "en"
     name = handle_of(customer.id) if for_staff else customer.name
-    facts = facts_of(product, store, discount, name, locale)
+    facts = replace(
+        facts_of(product, store, discount, name, locale),
+        order=message.order,
+        status=message.status,
+        instead_of=Named(missing.name, missing.variant) if missing else Named(),
+        aisle=aisle,
+    )
     pickup = message.pickup
     if pickup is not None:
         facts = with_pickup(facts, pickup, catalogue.stores.get(pickup.store), message.at_ms)
@@ -48,6 +59,9 @@ def compose(message: Message, customer: Customer, catalogue: Catalogue, fence_na
         fence=message.fence,
         fence_name=fence_name,
         customer=handle_of(customer.id) if for_staff else "",
-        order=pickup.order if pickup else "",
+        order=pickup.order if pickup else message.order,
         eta_ms=(pickup.eta_ms or None) if pickup else None,
+        status=message.status,
+        instead_of=missing.name if missing else "",
+        aisle=aisle,
     )

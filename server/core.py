@@ -12,10 +12,13 @@ from channels.gateway.streams import ChannelStreams
 from models.fallback import Limits
 from nearcast.clock import Clock, SystemClock
 from nearcast.fold import FoldRules
+from nearcast.ids import StoreId
 from nearcast.world import Cap
 from offers.policy import Policy, QuietHours
 from server.api.links import LinkSigner
 from server.consents import OptOuts
+from server.coupon_guard import Guard
+from server.coupons import CouponBook
 from server.credentials import Secrets, secrets_for
 from server.intake import Intake
 from server.live_models import LiveModels
@@ -52,6 +55,7 @@ class Core:
     opt_outs: OptOuts
     streams: ChannelStreams
     links: LinkSigner
+    coupons: CouponBook
     policy: Policy
     node: str
 
@@ -110,6 +114,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             opt_outs=OptOuts(redis, settings.partitions),
             streams=ChannelStreams(redis, node, clock),
             links=LinkSigner(secrets.link.encode()),
+            coupons=coupon_book_of(settings, secrets, redis, world, clock),
             policy=policy_of(settings),
             node=node,
         )
@@ -119,7 +124,7 @@ def policy_of(settings: Settings) -> Policy:
     """The retailer-wide rules that the settings ask for."""
     quiet = parse_quiet_hours(settings.quiet_hours)
     return Policy(
-        caps=(Cap(count=settings.offers_per_day, period_s=86_400),),
+        caps=(Cap(count=settings.offers_per_day, period_s=86_400), *settings.caps),
         quiet_hours=QuietHours(starts=quiet[0], ends=quiet[1]) if quiet else None,
         max_doubt=settings.max_doubt,
         annoyance_cents=settings.annoyance_cents,
@@ -128,6 +133,26 @@ def policy_of(settings: Settings) -> Policy:
         holdout=settings.holdout,
         holdout_salt=settings.holdout_salt,
         best_channel_first=settings.channel_order == "learned",
+        personal_prices=settings.personal_prices,
+    )
+
+
+def coupon_book_of(settings: Settings, secrets: Secrets, redis: Redis, world: WorldStore, clock: Clock) -> CouponBook:
+    """The coupon book, with the bounds that the settings ask for."""
+
+    def place_of(store: StoreId) -> tuple[float, float] | None:
+        known = world.current.catalogue.stores.get(store)
+        return None if known is None else (known.lat, known.lng)
+
+    guard = Guard(
+        most_unknown=settings.coupon_unknown_codes,
+        unknown_window_s=settings.coupon_unknown_window_s,
+        applies_per_hour=settings.coupons_applied_per_hour,
+        redemptions_per_hour=settings.coupons_redeemed_per_hour,
+        most_km_per_h=settings.coupon_km_per_h,
+    )
+    return CouponBook(
+        redis, secrets.coupon.encode(), clock, guard=guard, places=place_of, key_names=settings.coupon_keys
     )
 
 

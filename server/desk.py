@@ -16,7 +16,6 @@ from redis.exceptions import RedisError
 from channels.gateway.codes import FORCED
 from channels.gateway.streams import ChannelStreams
 from channels.gateway.tokens import Tokens
-from channels.push import customer_channel, recall, staff_channel
 from models.registry import Models
 from nearcast import keys, metrics
 from nearcast.clock import Clock
@@ -34,26 +33,30 @@ from nearcast.ids import (
     StoreId,
     message_id,
 )
-from nearcast.messages import Push
-from nearcast.world import Fence, Promotion, Store
+from nearcast.messages import Push, Recall
+from nearcast.world import Fence, MessageKind, Promotion, Store
 from offers.candidates import stock_wanted
 from offers.explain import Explanation, explain, situation_for, things_asked
 from offers.messages import message_of
 from offers.policy import Policy
 from offers.worldfile import WorldFile
+from server import reports
 from server.api.keyring import KeyRing
 from server.api.links import LinkSigner
 from server.api.services import Limits, TokenRole, WorldKind
+from server.blocks import Blocks
 from server.compose import compose
 from server.consents import OptOuts
-from server.coupons import Coupon, CouponBook, apply_offer
-from server.deliveries import Report, append_receipt, report_of
+from server.coupons import Coupon, CouponBook, Redemption, apply_offer
+from server.deliveries import Report, report_of
 from server.eraser import forget_channel, note_erasure
 from server.footfall import DEFAULT_K, Asked, FootfallBook, History, Live, history_of, live_of
 from server.intake import Intake
 from server.log.base import EventLog
 from server.model_registry import ModelRegistry
 from server.predictions import Predictions, predict
+from server.recalls import Recaller
+from server.receipts import append_receipt
 from server.state import KEPT_DECISIONS, Known, StateStore
 from server.store import reaching_store
 from server.world import WorldStore
@@ -99,7 +102,10 @@ class Desk:
         self._policy = policy
         self._footfall = FootfallBook(redis, state.partitions)
         self._footfall_k = footfall_k
+        self._reports = reports.ReportBook(redis, state.partitions)
+        self._recaller = Recaller(redis, state, coupons, streams, intake)
         self.coupons = coupons
+        self.blocks = Blocks(redis, coupons, clock)
         self.keys = keyring
         self.links = links
         self.limits = Limits()
@@ -113,11 +119,13 @@ class Desk:
 
     async def accept(self, events: Sequence[IntakeEvent]) -> list[EventId]:
         """Put events from outside into the log. Withdrawn consent holds at once, as if withdrawn by `consent`."""
+        withdrawn = []
         for event in events:
             if isinstance(event, Consent) and not event.granted:
                 # By our clock, in the note and in the log: the sender's may be off either way.
                 event.ts = self.clock.now_ms()
-                await self._opt_outs.withdraw(event.customer, event.scope, event.ts)
+                withdrawn.append(await self._opt_outs.note(event.customer, event.scope, event.ts))
+        await self._opt_outs.wait(withdrawn)
         ids = await self._intake.append(events)
         metrics.INTAKE.labels("accepted").inc(len(ids))
         return ids
@@ -219,7 +227,8 @@ class Desk:
         moment, assumed = await asyncio.to_thread(
             situation_for, asked, profile, presence, world.fences.by_id, catalogue, store, self.clock.now_ms()
         )
-        stock = await self._world.stock(stock_wanted(moment, things_asked(asked, moment, profile, catalogue)))
+        things = things_asked(asked, moment, profile, catalogue)
+        stock = await self._world.stock(stock_wanted(moment, things, catalogue))
         decisions = await self._state.decisions(customer, KEPT_DECISIONS)
         return explain(asked, moment, assumed, profile, catalogue, stock, self._policy, decisions)
 
@@ -249,6 +258,18 @@ class Desk:
         hours = asked.hours(known, len(names), self.clock.now_ms())
         found = await self._footfall.days(store, {hour.day for hour in hours})
         return history_of(known, names, hours, found, self._footfall_k)
+
+    async def promotion_report(self, promotion: PromotionId, asked: reports.Asked) -> reports.Report:
+        days = asked.days(self.clock.now_ms())
+        known = self._world.current.catalogue.promotions.get(promotion)
+        found = await self._reports.of_one(promotion, days)
+        if known is None and not any(found.values()):
+            raise NotFound("unknown_promotion", f"there is no promotion {promotion!r}, nor was there on those days")
+        return reports.report_of(promotion, known, days, found)
+
+    async def promotion_reports(self, asked: reports.Asked) -> reports.Table:
+        days = asked.days(self.clock.now_ms())
+        return reports.table_of(self._world.current.catalogue.promotions, days, await self._reports.of_all(days))
 
     async def pickups(self, store: StoreId) -> list[tuple[CustomerId, Trip]]:
         self._store(store)
@@ -286,8 +307,10 @@ class Desk:
         status: DeliveryStatus,
         channel: Channel | None,
         reason: str,
+        redemption: Redemption | None = None,
     ) -> None:
-        await append_receipt(self._intake, customer, message, decision, status, channel, reason)
+        sums = {} if redemption is None else msgspec.structs.asdict(redemption)
+        await append_receipt(self._intake, customer, message, decision, status, channel, reason, **sums)
 
     async def delivery(self, customer: CustomerId, message: MessageId) -> Report:
         """What became of a message, and when it passed each stage of its way."""
@@ -302,16 +325,26 @@ class Desk:
         return sent
 
     async def recall(self, customer: CustomerId, message: MessageId) -> None:
-        """Take a message back from every device that shows it, or would when it connects again."""
+        """Take a message back, on every device and wherever it is on its way, also one that was opened."""
         sent = await self._sent(customer, message)
-        channel = customer_channel(customer)
+        kind: MessageKind = "offer" if sent.kind in ("", "offer") else "notice"
+        store = None
         if message != message_id(sent.decision, "customer"):
             decision = await self._state.decision(customer, sent.decision)
             if decision is None or decision.store is None:
                 raise NotFound("unknown_message", "this alert is long ago")
-            channel = staff_channel(decision.store)
-        await recall(self._streams, channel, message)
-        await self.receipt(customer, message, sent.decision, "recalled", None, "")
+            kind, store = "assist", decision.store
+        await self._recaller.recall(
+            Recall(
+                message=message,
+                decision=sent.decision,
+                customer=customer,
+                kind=kind,
+                reason="recalled",
+                store=store,
+            ),
+            read_too=True,
+        )
 
     async def logout(self, customer: CustomerId) -> None:
         """Close the customer's connections; tokens from before now are worth nothing any more."""

@@ -107,11 +107,12 @@ class Claimed(msgspec.Struct, kw_only=True):
 
 
 class AppliedCoupon(msgspec.Struct, kw_only=True):
-    """The coupon to show at the till."""
+    """The coupon to show at the till: as a code, or as a QR code with the signed token."""
 
     code: str
     state: str
     expires_ms: int
+    token: str
 
 
 class Ids(msgspec.Struct, kw_only=True):
@@ -185,17 +186,27 @@ class DeviceBackend:
     async def _open(self, identity: Identity, data: bytes) -> None:
         if identity.role == "staff":
             return
-        seen = _message_in(data, OfMessage, "customer")
-        decision = DecisionId(seen.decision)
-        await self._desk.receipt(_customer_of(identity), MessageId(seen.message), decision, "opened", "websocket", "")
+        customer, seen = _customer_of(identity), _message_in(data, OfMessage, "customer")
+        message, decision = MessageId(seen.message), DecisionId(seen.decision)
+        await self._note_shown(customer, message)
+        await self._desk.receipt(customer, message, decision, "opened", "websocket", "")
 
     async def _dismiss(self, identity: Identity, data: bytes) -> None:
         customer, seen = _customer_of(identity), _message_in(data, OfMessage, "customer")
         message, decision = MessageId(seen.message), DecisionId(seen.decision)
+        await self._note_shown(customer, message)
         await self._desk.receipt(customer, message, decision, "dismissed", "websocket", "")
         channel = customer_channel(customer)
         if await self._streams.published(channel, message):
             await withdraw(self._streams, channel, Withdraw(message=message, reason="dismissed"))
+
+    async def _note_shown(self, customer: CustomerId, message: MessageId) -> None:
+        """A device shows it, even if its acknowledgement was lost: no other channel is needed."""
+        channel = customer_channel(customer)
+        if await self._streams.published(channel, message):
+            times = self._streams.shown.times(message, self._desk.clock.now_ms())
+            with reaching_store():
+                await self._redis.set(keys.channel_shown(channel, message), times, nx=True, ex=_ACKED_TTL_S)
 
     async def _wish(self, identity: Identity, data: bytes) -> Ids:
         return await self._event(identity, _wishing(_customer_of(identity), data, "wishlist_add"))
@@ -211,8 +222,15 @@ class DeviceBackend:
 
     async def _apply(self, identity: Identity, data: bytes) -> AppliedCoupon:
         wanted = _decode(data, OfDecision)
-        coupon = await self._desk.apply(_customer_of(identity), DecisionId(wanted.decision), "websocket")
-        return AppliedCoupon(code=coupon.code, state=coupon.state, expires_ms=coupon.offer.expires_ms)
+        customer, decision = _customer_of(identity), DecisionId(wanted.decision)
+        coupon = await self._desk.apply(customer, decision, "websocket")
+        await self._note_shown(customer, message_id(decision, "customer"))
+        return AppliedCoupon(
+            code=coupon.code,
+            state=coupon.state,
+            expires_ms=coupon.offer.expires_ms,
+            token=self._desk.coupons.token_of(coupon),
+        )
 
     async def _claim(self, identity: Identity, data: bytes) -> Claimed:
         _staff_only(identity)

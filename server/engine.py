@@ -17,6 +17,8 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from models.channel_choice import Asked, best_first
 from models.fallback import FALLBACK
 from models.features import redeem
@@ -24,17 +26,20 @@ from models.registry import Models, Serving
 from nearcast import metrics
 from nearcast.clock import Clock
 from nearcast.customer import Customer
-from nearcast.decisions import Candidate, Decision
+from nearcast.decisions import Candidate, Decision, Reason
 from nearcast.errors import Fenced, Unavailable, UnreadableState
 from nearcast.fold import FoldRules
+from nearcast.hours import zone_named
 from nearcast.ids import CustomerId
 from nearcast.moments import Moment
+from offers.budgets import Share, shares_of
 from offers.candidates import candidates, stock_wanted
 from offers.catalogue import Catalogue
 from offers.decide import Scores, decide, rule_out, screen
 from offers.messages import message_of
 from offers.policy import Policy
 from server.batch import Batch, Cached, Item, Missing, Work
+from server.budgets import Demand, Leases
 from server.log.base import LogConsumer, Record
 from server.recent import Recent
 from server.state import Commit, Encoded, Ownership, StateStore
@@ -73,6 +78,7 @@ class Engine:
         consumer: LogConsumer,
         state: StateStore,
         world: WorldStore,
+        budgets: Leases,
         models: Models,
         rules: FoldRules,
         policy: Policy,
@@ -83,6 +89,7 @@ class Engine:
         self._consumer = consumer
         self._state = state
         self._world = world
+        self._budgets = budgets
         self._models = models
         self._rules = rules
         self._policy = policy
@@ -112,6 +119,7 @@ class Engine:
                         if len(records) < _WORTH_OVERLAPPING:
                             await self._settle()
                     elif self._committing is None:
+                        await self._budgets.give_back()
                         await self._look_for_lost_writes()
                     elif self._committing.done():
                         await self._settle()
@@ -149,6 +157,7 @@ class Engine:
             # the store once the commit on its way is there.
             await self._settle()
             self._forget_customers()
+            await self._budgets.take_over(self._epochs())
             if len(records) > 1:
                 middle = len(records) // 2
                 await self._work_off(records[:middle])
@@ -160,6 +169,9 @@ class Engine:
             commits = batch.finish()
             encoded = [self._state.encode(commit) for commit in commits]
         await self._settle()
+        await self._budgets.give_back(but=[(commit.partition, pool) for commit in commits for pool in commit.spent])
+        # Only now: what they give back counts when it is committed.
+        await self._budgets.refund(batch.returned)
         for commit in commits:
             owner = self._owned[commit.partition]
             self._owned[commit.partition] = owner._replace(offsets=owner.offsets | commit.offsets)
@@ -209,6 +221,9 @@ class Engine:
             # Under a higher epoch it is somebody else's: the log will say so.
             if found.epoch < owned.epoch or (found.epoch == owned.epoch and found.offsets != owned.offsets):
                 raise Fenced(f"partition {partition}: the store has lost writes")
+
+    def _epochs(self) -> dict[int, int]:
+        return {partition: owner.epoch for partition, owner in self._owned.items()}
 
     def _forget_customers(self) -> None:
         bound = self._cached_customers // max(1, len(self._owned))
@@ -318,25 +333,31 @@ class Engine:
                 batch.bury(item.record, "unreadable_state", str(error))
                 continue
             customer = batch.customers[item.customer]
+            if moment.trigger == "exit" and customer.messages:
+                batch.left(item, moment, customer)
             found = candidates(moment, customer, world.catalogue)
             if found:
                 found = rule_out(moment, customer, found, world.catalogue, self._policy)
                 open_moments.append((item, moment, found))
-        wanted = [pair for _, moment, found in open_moments for pair in stock_wanted(moment, found)]
+        wanted = [pair for _, moment, found in open_moments for pair in stock_wanted(moment, found, world.catalogue)]
         stock = await self._world.stock(wanted)
+        passing = [
+            (item, moment, screen(moment, batch.customers[item.customer], found, world.catalogue, stock, self._policy))
+            for item, moment, found in open_moments
+        ]
+        budgeted = await self._within_budgets(batch, passing)
         screened = []
         rows: list[list[float]] = []
         people: list[CustomerId] = []
-        for item, moment, found in open_moments:
+        for item, moment, passed in budgeted:
             customer = batch.customers[item.customer]
             first = len(rows)
-            passed = screen(moment, customer, found, world.catalogue, stock, self._policy)
             scored = [index for index, candidate in enumerate(passed) if candidate.stopped_by is None]
             rows += _features(customer, moment, [passed[index] for index in scored], world.catalogue)
             people += [item.customer] * len(scored)
             screened.append((item, moment, passed, scored, first))
         scores, versions = serving.redeem.score(rows, people)
-        decisions: list[tuple[Item, Decision]] = []
+        decisions: list[tuple[Item, Decision, Sequence[Share]]] = []
         for item, moment, passed, scored, first in screened:
             last = first + len(scored)
             made = Scores(
@@ -345,13 +366,63 @@ class Engine:
                 model_version=_version(versions[first:last], serving.redeem, item.customer),
                 features_hash=_FEATURES_HASH,
             )
-            customer = batch.customers[item.customer]
-            decisions.append((item, decide(moment, customer, passed, made, world.catalogue, self._policy)))
+            decisions.append((item, *self._choose(batch, item, moment, passed, made)))
         if self._policy.best_channel_first:
-            offers = [decision for _, decision in decisions if decision.outcome == "offer"]
+            offers = [decision for _, decision, _ in decisions if decision.outcome == "offer"]
             self._choose_channels(batch, offers, serving.channel)
-        for item, decision in decisions:
-            batch.record(item, decision, message_of(decision, world.catalogue))
+        for item, decision, shares in decisions:
+            batch.record(item, decision, message_of(decision, world.catalogue), shares)
+
+    async def _within_budgets(
+        self, batch: Batch, moments: Sequence[tuple[Item, Moment, list[Candidate]]]
+    ) -> Sequence[tuple[Item, Moment, list[Candidate]]]:
+        """The same, with those candidates stopped whose budget is exhausted. One round trip, if any has a budget and
+        what this engine holds of it runs out."""
+        wanted: dict[tuple[int, str], Demand] = {}
+        shares: dict[tuple[int, int], list[Share]] = {}
+        for place, (item, moment, found) in enumerate(moments):
+            once: set[str] = set()
+            for index, candidate in enumerate(found):
+                if candidate.stopped_by is not None:
+                    continue
+                asked = _shares(candidate, moment, batch.world.catalogue)
+                if not asked:
+                    continue
+                shares[place, index] = asked
+                for charge, limit in asked:
+                    # At most one of its candidates is chosen.
+                    if charge.pool not in once:
+                        once.add(charge.pool)
+                        demand = wanted.setdefault((item.record.partition, charge.pool), Demand(limit))
+                        demand.pieces += charge.pieces
+                        demand.cents += charge.cents
+        if not wanted:
+            return moments
+        await self._budgets.reach(wanted, batch.world.version)
+        for (place, index), asked in shares.items():
+            item, _, found = moments[place]
+            if not self._budgets.has_room(item.record.partition, [charge for charge, _ in asked]):
+                found[index] = replace(found[index], stopped_by=Reason.BUDGET_EXHAUSTED)
+        return moments
+
+    def _choose(
+        self, batch: Batch, item: Item, moment: Moment, passed: list[Candidate], scores: Scores
+    ) -> tuple[Decision, Sequence[Share]]:
+        """Decide, and take of its budgets what the winner needs; if others of the round took the rest of them, decide
+        among the others."""
+        customer, catalogue = batch.customers[item.customer], batch.world.catalogue
+        while True:
+            decision = decide(moment, customer, passed, scores, catalogue, self._policy)
+            won = next((n for n, each in enumerate(decision.candidates) if each.stopped_by is None), None)
+            shares = _shares(passed[won], moment, catalogue) if won is not None else []
+            if won is None or not shares:
+                return decision, ()
+            charges = [charge for charge, _ in shares]
+            if self._budgets.has_room(item.record.partition, charges):
+                self._budgets.spend(item.record.partition, charges)
+                decision.charges = charges
+                return decision, shares
+            passed[won] = replace(passed[won], stopped_by=Reason.BUDGET_EXHAUSTED)
 
     def _choose_channels(self, batch: Batch, offers: Sequence[Decision], serving: Serving) -> None:
         """Put the channels of each offer in the order of P(reacts); of equals, in the promotion's."""
@@ -377,10 +448,21 @@ class Engine:
             ownership = await self._state.take(partition)
             await self._consumer.seek(partition, ownership.offsets)
             self._owned[partition] = ownership
+        await self._budgets.take_over(self._epochs())
         self._forget_customers()
         self._generation = generation
         metrics.OWNED_PARTITIONS.set(len(self._owned))
         logger.info("owning partitions %s", sorted(self._owned))
+
+
+def _shares(candidate: Candidate, moment: Moment, catalogue: Catalogue) -> list[Share]:
+    """What an offer of the candidate would take of shared budgets."""
+    promotion = catalogue.promotions[candidate.promotion]
+    if not promotion.budgets:
+        return []
+    store = candidate.store or moment.store
+    known = catalogue.stores.get(store) if store is not None else None
+    return shares_of(promotion, store, zone_named(known.time_zone) if known else None, moment.at_ms)
 
 
 def _version(versions: Sequence[str], serving: Serving, customer: CustomerId) -> str:

@@ -7,7 +7,9 @@ from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 from nearcast import metrics as declared
-from offers.loading import promotion_schema
+from nearcast.world import Promotion
+from offers.schema import schema_of
+from offers.worldfile import WorldFile
 from server.settings import CONFIG_VARIABLE, PREFIX, Settings
 
 
@@ -51,7 +53,12 @@ def metrics() -> str:
 
 def promotions() -> str:
     """JSON Schema of a promotion."""
-    return json.dumps(promotion_schema(), indent=2)
+    return json.dumps(schema_of(Promotion, "A promotion of nearcast"), indent=2)
+
+
+def world() -> str:
+    """JSON Schema of a world file."""
+    return json.dumps(schema_of(WorldFile, "A world file of nearcast"), indent=2)
 
 
 def _plain(value: object) -> str:
@@ -63,6 +70,6 @@ def _plain(value: object) -> str:
 def _type(annotation: object) -> str:
     text = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
     text = text or str(annotation)
-    for long, short in (("typing.", ""), ("pathlib.", ""), ("pydantic.types.", ""), ("pathlib._local.", "")):
-        text = text.replace(long, short)
+    for module in ("typing.", "pathlib._local.", "pathlib.", "pydantic.types.", "nearcast.world."):
+        text = text.replace(module, "")
     return text.replace(SecretStr.__name__, "secret").replace(" | None", "").replace("|", "or")

@@ -32,10 +32,10 @@ from server.api.app import create_app
 from server.api.keyring import KeyRing
 from server.api.links import Link
 from server.backlog import watch_backlog
+from server.budgets import Leases
 from server.catalogue_feed import CatalogueFeed
 from server.collecting import keep_looking, look_for_garbage_seldom
 from server.core import Core, fold_rules_of
-from server.coupons import CouponBook
 from server.deliveries import DeliveryDesk
 from server.desk import Desk
 from server.devices import DeviceBackend
@@ -43,8 +43,10 @@ from server.engine import Engine
 from server.eraser import Eraser
 from server.forgetting import Forgetting
 from server.outbox import ValkeyOutbox
+from server.recalls import Recaller
 from server.state import StateStore
 from server.store import client_of, reaching_store
+from server.sweeper import Sweeper
 from server.timers import TimerPump
 from server.watchdog import Watchdog
 from server.world import World, WorldStore
@@ -72,7 +74,7 @@ def make_desk(core: Core) -> Desk:
         world=core.world,
         intake=core.intake,
         log=core.log,
-        coupons=CouponBook(core.redis, secrets.coupon.encode(), core.clock),
+        coupons=core.coupons,
         opt_outs=core.opt_outs,
         streams=core.streams,
         tokens=Tokens(secrets.token.encode(), core.clock),
@@ -124,6 +126,7 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
         consumer=consumer,
         state=state,
         world=_EngineWorld(redis, core.world),
+        budgets=Leases(redis, settings.partitions, core.clock),
         models=core.models,
         rules=fold_rules_of(settings),
         policy=core.policy,
@@ -131,12 +134,11 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
         batch_events=settings.batch_events,
         cached_customers=settings.cached_customers,
     )
-    coupons = CouponBook(core.redis, core.secrets.coupon.encode(), core.clock)
     eraser = Eraser(
         core.redis,
         settings.partitions,
         lambda: engine.partitions,
-        coupons,
+        core.coupons,
         core.clock,
         log_in_store=settings.kafka is None,
     )
@@ -173,13 +175,15 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
     ]
 
 
-def make_dispatcher(core: Core, stack: AsyncExitStack) -> Root:
+def make_dispatcher(core: Core, stack: AsyncExitStack) -> list[Root]:
+    recaller = Recaller(core.redis, core.state, core.coupons, core.streams, core.intake)
     desk = DeliveryDesk(
         redis=core.redis,
         state=core.state,
         world=core.world,
         opt_outs=core.opt_outs,
-        streams=core.streams,
+        coupons=core.coupons,
+        recaller=recaller,
         log=core.log,
         intake=core.intake,
         links=core.links,
@@ -196,7 +200,8 @@ def make_dispatcher(core: Core, stack: AsyncExitStack) -> Root:
     outbox = ValkeyOutbox(redis, range(core.settings.partitions), core.node)
     stack.push_async_callback(outbox.close)
     dispatcher = Dispatcher(outbox, desk, channels, core.clock)
-    return Root("dispatcher", dispatcher.run, dispatcher.stop)
+    sweeper = Sweeper(core.redis, core.node, core.state, core.world, recaller, core.clock)
+    return [Root("dispatcher", dispatcher.run, dispatcher.stop), Root("sweeper", sweeper.run)]
 
 
 def _channels(core: Core) -> list[Channel]:

@@ -9,18 +9,36 @@ import re
 import tomllib
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+import msgspec
+from pydantic import Field, PlainValidator, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from nearcast.errors import ConfigurationError
+from nearcast.world import Cap
+from offers.wording import explained
 
 PREFIX = "NEARCAST_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 Role = Literal["api", "engine", "dispatcher", "gateway"]
-KeyRole = Literal["intake", "pos", "admin", "staff", "metrics"]
+KeyRole = Literal["intake", "pos", "admin", "staff", "metrics", "reports"]
+
+
+def read_caps(value: object) -> list[Cap]:
+    """Caps as they stand in a promotion. Raises `ValueError` that names the field."""
+    try:
+        return msgspec.convert(value, list[Cap])
+    except msgspec.ValidationError as error:
+        where, detail = explained(str(error), list[Cap])
+        raise ValueError(f"{where}: {detail}" if where else detail) from None
 
 
 class Settings(BaseSettings):
@@ -193,6 +211,46 @@ class Settings(BaseSettings):
     offers_per_day: int = Field(
         6, ge=1, description="Most offers to one customer in any 24 hours, all promotions together."
     )
+    caps: Annotated[list[Cap], PlainValidator(read_caps)] = Field(
+        [],
+        description="More limits over all promotions, besides that one: a list of caps as promotions have them, "
+        '`[{"count": 2, "period": "week", "channels": ["sms"]}]`. With `tags`, only promotions with one of the tags '
+        "count and are stopped.",
+    )
+    personal_prices: bool = Field(
+        False,
+        description="Whether promotions may make a price for one customer from what they paid before "
+        "(`what.price_rule`). Off: such promotions are never offered.",
+    )
+    coupon_unknown_codes: int = Field(
+        20,
+        ge=0,
+        description="Coupon codes that don't exist, which one API key may ask for at one store in "
+        "`NEARCAST_COUPON_UNKNOWN_WINDOW_S`; then it hears of no code until the window is over (429). 0: any number.",
+    )
+    coupon_unknown_window_s: float = Field(
+        600.0, gt=0, le=86_400, description="Seconds, for the above, from the first such code on."
+    )
+    coupons_applied_per_hour: int = Field(
+        30, ge=0, description="Coupons that one customer may apply in any hour. 0: any number."
+    )
+    coupons_redeemed_per_hour: int = Field(
+        20, ge=0, description="Coupons that one customer may redeem in any hour. 0: any number."
+    )
+    coupon_km_per_h: float = Field(
+        300.0,
+        ge=0,
+        description="A customer's coupon is refused at a store that they could not have reached at this speed since "
+        "they redeemed another one elsewhere. 0: it is not looked at.",
+    )
+    coupon_keys: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
+        ["1"],
+        min_length=1,
+        max_length=16,
+        description="Names of the keys that sign coupons, each derived from the coupon secret: the first one signs, "
+        "all of them are published and believed. To change keys put a new name first; take an old one away when the "
+        "coupons that it signed are over, or at once if its key got known.",
+    )
     max_doubt: float = Field(
         0.5,
         ge=0,
@@ -308,6 +366,11 @@ def load(**overrides: Any) -> Settings:
         settings = Settings(**overrides)
     except ValidationError as error:
         raise ConfigurationError("\n".join(_explain(problem) for problem in error.errors())) from None
+    except SettingsError as error:
+        named = re.search(r'field "(\w+)"', str(error))
+        if named is None:
+            raise ConfigurationError(f"the settings can't be read: {error}") from None
+        raise ConfigurationError(f"{PREFIX}{named[1].upper()}: is not JSON: {error.__cause__ or error}") from None
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"the settings can't be read: {error}") from None
     _check_together(settings)
@@ -332,7 +395,7 @@ def _explain(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"]) or "settings"
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {name}"
-    return f"{PREFIX}{name.upper()}: {problem['msg']}"
+    return f"{PREFIX}{name.upper()}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _check_together(settings: Settings) -> None:

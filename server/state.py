@@ -24,6 +24,7 @@ from nearcast.customer import Customer, Presence
 from nearcast.decisions import Decision
 from nearcast.errors import DeadLettersFull, Fenced, UnreadableState
 from nearcast.ids import CustomerId, StoreId, partition_of
+from offers.measure import Tally
 from server.footfall import DEFAULT_DAYS, Counts, expires_s
 from server.placing import partitions_of
 from server.store import raw, reaching_store, text
@@ -34,6 +35,8 @@ KEPT_DECISIONS = 100
 #: Dead letters that a partition may hold before its engine stops: enough to look into a bad day, too few to fill the
 #: store.
 MAX_DEAD_LETTERS = 10_000
+#: How long what became of offers is kept.
+MEASURED_DAYS = 400
 TIMER_SEPARATOR = "\x1f"
 
 #: Whose hot and whose cold records to read; and what was found.
@@ -91,6 +94,15 @@ class Timer(NamedTuple):
     due_ms: int
 
 
+class Spent(msgspec.Struct):
+    """A change of what was used of a pool. `expires_s`: when that may be forgotten; 0: never; -1: as it was, and if it
+    is forgotten already it stays so."""
+
+    expires_s: int
+    pieces: int = 0
+    cents: int = 0
+
+
 class Commit(msgspec.Struct):
     """Everything that one batch changes in one partition.
 
@@ -115,6 +127,10 @@ class Commit(msgspec.Struct):
     #: Customer → the stores that expect them for a pickup; none to say that no store does any more.
     pickups: dict[CustomerId, list[StoreId]] = {}
     footfall: Counts = msgspec.field(default_factory=Counts)
+    #: By pool, what decisions took of budgets, less what came back.
+    spent: dict[str, Spent] = {}
+    #: What became of promotions' offers.
+    tally: Tally = msgspec.field(default_factory=Tally)
 
 
 class Encoded(NamedTuple):
@@ -292,9 +308,17 @@ class StateStore:
             "timers": {f"{kind}{TIMER_SEPARATOR}{customer}": due for (customer, kind), due in batch.timers.items()},
             "dead_letters": [letter[:-1] for letter in batch.dead_letters],
             "footfall": batch.footfall.live,
-            "footfall_days": {
+            "counters": {
                 keys.footfall_day(partition, store, day): (expires_s(day, self._footfall_days), fields)
                 for (store, day), fields in batch.footfall.days.items()
+            }
+            | {
+                keys.spent(partition, pool): (spent.expires_s, {"pieces": spent.pieces, "cents": spent.cents})
+                for pool, spent in batch.spent.items()
+            }
+            | {
+                keys.measured_day(partition, day): (expires_s(day, MEASURED_DAYS), fields)
+                for day, fields in batch.tally.days.items()
             },
             "decisions": [
                 (decision.id, decision.customer, msgspec.json.encode(decision).decode()) for decision in batch.decisions

@@ -29,6 +29,7 @@ _TOGETHER = {
     "sdk": ("tests/sdk/",),
     "clients": ("tests/clients/",),
     "loop": ("tests/bench/test_closed_loop.py",),
+    "stories": ("tests/stories/",),
 }
 
 _SERVICES = {name: os.environ.get(name, "") for name in ("NEARCAST_TEST_REDIS", "NEARCAST_TEST_KAFKA")}
@@ -137,15 +138,20 @@ async def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
     await broker.stop()
 
 
+@pytest.fixture(scope="session")
+def kafka_session_options(kafka_broker: KafkaBroker | None) -> KafkaOptions:
+    """How nearcast must be set to work with the session's broker, whatever topics it has."""
+    return kafka_broker.options() if kafka_broker else KafkaOptions(bootstrap=_SERVICES["NEARCAST_TEST_KAFKA"])
+
+
 @pytest.fixture
-async def kafka_bootstrap(kafka_broker: KafkaBroker | None) -> str:
+async def kafka_bootstrap(kafka_session_options: KafkaOptions) -> str:
     """Bootstrap address of a Kafka without topics."""
-    bootstrap = kafka_broker.bootstrap if kafka_broker else _SERVICES["NEARCAST_TEST_KAFKA"]
-    await delete_topics(bootstrap)
-    return bootstrap
+    await delete_topics(kafka_session_options.bootstrap)
+    return kafka_session_options.bootstrap
 
 
 @pytest.fixture
-def kafka_options(kafka_broker: KafkaBroker | None, kafka_bootstrap: str) -> KafkaOptions:
+def kafka_options(kafka_session_options: KafkaOptions, kafka_bootstrap: str) -> KafkaOptions:
     """How nearcast must be set to work with the broker of `kafka_bootstrap`."""
-    return kafka_broker.options() if kafka_broker else KafkaOptions(bootstrap=kafka_bootstrap)
+    return kafka_session_options

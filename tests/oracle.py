@@ -61,6 +61,7 @@ from nearcast.events import (
     Cart,
     Consent,
     Location,
+    Purchase,
     Receipt,
     Stitch,
     Timer,
@@ -68,9 +69,10 @@ from nearcast.events import (
     encode,
 )
 from nearcast.ids import CustomerId, Sku, StoreId, partition_of
-from nearcast.messages import Emitted, Message, OutboxEntry
+from nearcast.messages import Emitted, OutboxEntry, Released
 from nearcast.moments import Moment, moments_of_transitions
 from nearcast.world import Circle, Fence, MultiPolygon, Polygon
+from offers import measure, recalls
 from offers.candidates import candidates, stock_wanted
 from offers.catalogue import Catalogue
 from offers.decide import Scores, decide, screen
@@ -310,6 +312,10 @@ class Oracle:
         self._ledger.check_duplicate(event, folded.status)
         if folded.status != "applied":
             return folded.status, []
+        if isinstance(event, Purchase):
+            measure.attribute(after, event, self._catalogue)
+        for recall in recalls.on_event(after, event, list(self._customer(name).cart)):
+            self._post(record.partition, recall)
         for emitted in folded.emit:
             self._post(
                 record.partition,
@@ -326,7 +332,7 @@ class Oracle:
             self._allow(name, after.location_allowed)
         if isinstance(event, Action) and event.action in PICKUP_ACTIONS:
             presence = self.outcome.presences[name] = self._presence(name)
-            return folded.status, trips.act(presence, event, self._fences.by_id)
+            return folded.status, [*folded.moments, *trips.act(presence, event, self._fences.by_id)]
         return folded.status, folded.moments
 
     def _allow(self, name: CustomerId, allowed: bool) -> None:
@@ -339,10 +345,16 @@ class Oracle:
 
     def _decide(self, moment: Moment, partition: int) -> None:
         customer = self._customer(moment.customer)
+        if moment.trigger == "exit" and moment.fence is not None:
+            for recall in recalls.on_leaving(customer, moment.fence, moment.at_ms):
+                self._post(partition, recall)
+            applied = [sent for sent in customer.messages if sent.status == "applied" and sent.store == moment.store]
+            if moment.fence_kind == "store" and moment.store is not None and applied:
+                self._post(partition, Released(customer=customer.id, store=moment.store))
         found = candidates(moment, customer, self._catalogue)
         if not found:
             return
-        stock = {pair: self._stock.get(pair, 0) for pair in stock_wanted(moment, found)}
+        stock = {pair: self._stock.get(pair, 0) for pair in stock_wanted(moment, found, self._catalogue)}
         screened = screen(moment, customer, found, self._catalogue, stock, self._policy)
         propensities, inputs = {}, {}
         for index, candidate in enumerate(screened):
@@ -357,8 +369,16 @@ class Oracle:
         made.append(decision)
         del made[:-KEPT_DECISIONS]
         message = message_of(decision, self._catalogue)
+        if measure.expose(customer, decision, self._catalogue):
+            self.outcome.customers[moment.customer] = customer
+        if decision.held_until_ms:
+            fold.hold(customer, moment, decision.held_until_ms)
+            self.outcome.customers[moment.customer] = customer
         if message is not None:
-            fold.record_message(customer, message.id, decision)
+            tags = self._catalogue.promotions[message.promotion].tags
+            fold.record_message(
+                customer, message.id, decision, fence=message.fence, channels=message.channels, tags=tags
+            )
             self.outcome.customers[moment.customer] = customer
             self._post(partition, message)
 
@@ -418,7 +438,7 @@ def by_addressee(entries: Iterable[OutboxEntry]) -> dict[str, list[bytes]]:
     """
     found: dict[str, list[bytes]] = {}
     for entry in entries:
-        name = entry.customer if isinstance(entry, Message) else f"{entry.key} on {entry.topic}"
+        name = f"{entry.key} on {entry.topic}" if isinstance(entry, Emitted) else entry.customer
         found.setdefault(name, []).append(msgspec.json.encode(entry))
     return {name: sorted(of_one) if " on " in name else of_one for name, of_one in found.items()}
 

@@ -59,10 +59,12 @@ def moving(
     counters: dict[str, Any],
     news: list[dict[str, object]],
     footfall: Mapping[str, Any] | None = None,
+    why_not: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One publication of the live channel.
 
-    `phones` gives the place on the page of those who have one, `footfall` what the API says of each shop, by id.
+    `phones` gives the place on the page of those who have one, `footfall` what the API says of each shop, by id;
+    `why_not` what led to nothing, None if that is as it was.
     """
     return {
         "at_ms": int(time.time() * 1000),
@@ -70,6 +72,7 @@ def moving(
         "counters": counters,
         "feed": news,
         "footfall": footfall or {},
+        "why_not": why_not,
     }
 
 

@@ -11,7 +11,19 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-_COUNTED = ("nearcast_transitions_total", "nearcast_decisions_total", "nearcast_dead_letters_total")
+_COUNTED = (
+    "nearcast_transitions_total",
+    "nearcast_decisions_total",
+    "nearcast_dead_letters_total",
+    "nearcast_suppressed_total",
+    "nearcast_recalls_total",
+)
+_LED_TO_NOTHING = {
+    ("nearcast_decisions_total", "nothing"),
+    ("nearcast_suppressed_total", ""),
+    ("nearcast_recalls_total", "recalled"),
+    ("nearcast_recalls_total", "stopped"),
+}
 _KEPT_EVENTS = 50_000
 
 
@@ -31,23 +43,37 @@ class ServerCounters:
     """The server's own counters, added up over restarts of its process."""
 
     def __init__(self) -> None:
-        self._before: Counter[tuple[str, str]] = Counter()
-        self._latest: Counter[tuple[str, str]] = Counter()
+        #: By name, outcome (of a recall: its result) and reason.
+        self._before: Counter[tuple[str, str, str]] = Counter()
+        self._latest: Counter[tuple[str, str, str]] = Counter()
 
     def read(self, text: str) -> None:
         """Take in one answer of `/metrics`. A sample that fell means that the process is a new one."""
-        seen: Counter[tuple[str, str]] = Counter()
+        seen: Counter[tuple[str, str, str]] = Counter()
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name in _COUNTED:
-                    seen[sample.name, sample.labels.get("outcome", "")] += int(sample.value)
+                    labels = sample.labels
+                    outcome = labels.get("outcome", labels.get("result", ""))
+                    seen[sample.name, outcome, labels.get("reason", "")] += int(sample.value)
         if any(seen[key] < value for key, value in self._latest.items()):
             self._before += self._latest
         self._latest = seen
 
     def by_outcome(self, name: str) -> dict[str, int]:
-        total = self._before + self._latest
-        return {outcome: value for (counter, outcome), value in sorted(total.items()) if counter == name and value}
+        found: Counter[str] = Counter()
+        for (counter, outcome, _), value in sorted((self._before + self._latest).items()):
+            if counter == name:
+                found[outcome] += value
+        return dict(found)
+
+    def why_not(self) -> dict[str, int]:
+        """By reason: moments that led to nothing, messages that were not sent, and those that were taken back."""
+        found: Counter[str] = Counter()
+        for (counter, outcome, reason), value in (self._before + self._latest).items():
+            if (counter, outcome) in _LED_TO_NOTHING:
+                found[reason] += value
+        return dict(found)
 
     def total(self, name: str) -> int:
         return sum(self.by_outcome(name).values())

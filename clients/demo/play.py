@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import NamedTuple
 
 from clients.client import Nearcast
@@ -21,15 +22,19 @@ from clients.demo.shoppers import Habits, Hands
 from clients.demo.smsbox import Sms
 from clients.demo.stage import Stage
 from clients.demo.till import Till
+from clients.demo.whynot import WhyNot
 from clients.device import Device
 from clients.simulator import Simulation
 from nearcast.errors import Unavailable
-from nearcast.events import Action, Purchase
+from nearcast.events import Action, Profile, Purchase
 from nearcast.messages import Push
 
 _STEP_S = 0.1
 _SHOW_S = 0.25
 _PROGRESS_S = 5.0
+#: How often an online order goes on its way.
+_SHIP_S = 5.0
+_POINTS_PER_ITEM = 5
 _SETTLE_S, _LONGEST_SETTLE_S = 3.0, 30.0
 #: Staff leave a visitor of the page the time to claim an alert first.
 _VISITOR_CLAIM_S = (12.0, 15.0)
@@ -118,11 +123,13 @@ class Play:
                         time_lapse=time_lapse,
                     )
                     walker = tasks.create_task(self._walk(stage, simulation, outlets, till, tasks), name="walk")
+                    shipping = tasks.create_task(self._ship(stage, outlets), name="ship")
                     tasks.create_task(self._show(stage, simulation, keys.admin), name="show")
                     tasks.create_task(self._report(), name="report")
                     walking.set()
                     await _until(stopped, seconds)
                     walker.cancel()
+                    shipping.cancel()
                     await self._settle(outlets, keys.admin)
                     raise _Over  # noqa: TRY301  (the only way to end a task group from within)
             except* _Over:
@@ -165,8 +172,15 @@ class Play:
     ) -> None:
         names = {person.uid: person.name for person in stage.people}
 
+        points = dict.fromkeys(names, 0)
+
         async def pay(purchase: Purchase) -> None:
             taken = await till.pay(purchase)
+            customer = purchase.customer
+            points[customer] += _POINTS_PER_ITEM * len(purchase.items)
+            now_ms = int(time.time() * 1000)
+            balance = Profile(id=f"points-{purchase.event_id}", uid=customer, ts=now_ms, points=points[customer])
+            await outlets.hand_over(balance)
             coupons = f", {taken} coupon{'s' if taken > 1 else ''} redeemed" if taken else ""
             self._ticker.tell("till", f"{names[purchase.customer]} pays for {len(purchase.items)} items{coupons}")
 
@@ -178,19 +192,38 @@ class Play:
                     outlets.put(event)
             await asyncio.sleep(_STEP_S)
 
+    async def _ship(self, stage: Stage, outlets: Outlets) -> None:
+        """Online orders of people with the app leave the warehouse, one after the other."""
+        people = [person for person in stage.people if person.connected]
+        for number in count(1):
+            await asyncio.sleep(_SHIP_S)
+            person, now_ms = people[number % len(people)], int(time.time() * 1000)
+            # Another run on the same data has orders of its own.
+            order = f"A-{now_ms % 10_000_000}"
+            outlets.put(
+                Action(
+                    id=f"shipped-{order}-{number}", uid=person.uid, ts=now_ms, action="order_status", order=order,
+                    status="shipped",
+                )
+            )  # fmt: skip
+
     async def _show(self, stage: Stage, simulation: Simulation, admin: Nearcast) -> None:
         """Feed the page; while the server is away there is no page either."""
         phones = {person.uid: number for number, person in enumerate(stage.people[:PHONES])}
         shows = 0
         footfall: dict[str, object] = {}
+        reasons = WhyNot(stage)
         while True:
             with contextlib.suppress(Unavailable):
+                await reasons.look(admin)
                 if shows % 4 == 0:
                     self._measure.server.read(await admin.metrics())
                     footfall = {shop.store.id: await admin.footfall(shop.store.id) for shop in stage.retailer.shops}
                 dots = simulation.dots()
                 counters = self._measure.summary()
-                await admin.show(live.moving(dots, phones, counters, self._ticker.take(), footfall))
+                # All of it once a second: somebody may have opened the page just now.
+                why_not = reasons.shown(self._measure.server.why_not()) if shows % 4 == 0 else None
+                await admin.show(live.moving(dots, phones, counters, self._ticker.take(), footfall, why_not))
             shows += 1
             await asyncio.sleep(_SHOW_S)
 

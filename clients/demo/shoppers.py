@@ -115,7 +115,9 @@ class Hands:
             await asyncio.sleep(rng.uniform(*self._habits.apply_s))
             coupon = await insist(device.apply, push)
         except Refused as refusal:
-            self._measure.errors[f"open_or_apply_{refusal.reason}"] += 1
+            # People who wait find an offer taken back: they left, or were served.
+            if refusal.reason != "offer_recalled":
+                self._measure.errors[f"open_or_apply_{refusal.reason}"] += 1
         except Unavailable:
             self._measure.errors["open_or_apply_unavailable"] += 1
         else:

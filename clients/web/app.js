@@ -7,6 +7,7 @@ import { CityView, FloorView } from "./map.js";
 import { News } from "./news.js";
 import { Phone } from "./phone.js";
 import { Tablet } from "./tablet.js";
+import { WhyNot } from "./whynot.js";
 
 const RETRY_MS = 1000;
 
@@ -51,6 +52,7 @@ async function main() {
   const footfall = new Footfall(people, note, document.getElementById("shop"));
   const counters = new Counters(document.getElementById("counters"));
   const news = new News(document.getElementById("news"));
+  const whyNot = new WhyNot(...["why-total", "reasons", "why"].map((id) => document.getElementById(id)));
   city.drawLegend(document.getElementById("legend"));
 
   const phones = scene.phones.map((person, index) => {
@@ -77,6 +79,7 @@ async function main() {
     footfall.show(state.footfall);
     counters.show(state.counters);
     news.add(state.feed);
+    whyNot.show(state.why_not);
     for (const [index, phone] of phones.entries()) {
       const dot = state.shoppers.find((shopper) => shopper.phone === index);
       if (dot) phone.at(floor.nameOfPlace(dot));

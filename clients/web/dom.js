@@ -16,6 +16,6 @@ export function button(label, onClick, className = "") {
 
 /** What a failed call means to the person holding the device. */
 export function explain(error) {
-  const known = { expired: "This offer is over.", offer_expired: "This offer is over.", timeout: "No connection. Please try again." };
+  const known = { expired: "This offer is over.", offer_expired: "This offer is over.", offer_recalled: "This offer was taken back.", timeout: "No connection. Please try again." };
   return known[error?.message] ?? `That did not work: ${error?.message ?? "unknown"}`;
 }

@@ -11,6 +11,9 @@ const OCCASIONS = {
   cart_abandoned: "In your cart",
   pickup_arrived: "Your order",
   pickup_wrong_store: "Your order",
+  points_reached: "Your points",
+  order_ready: "Your order",
+  order_status: "Your order",
 };
 const MAX_CARDS = 12;
 // One phone per customer: also in another window, and played by the demo's driver.
@@ -95,7 +98,8 @@ class Offer {
     this.openButton = button("Open", () => this.open());
     this.applyButton = button("Apply coupon", () => this.apply(), "main");
     this.actions = element("div", "actions");
-    this.actions.append(this.applyButton, this.openButton);
+    // A notice has nothing to apply.
+    this.actions.append(...(push.kind === "offer" ? [this.applyButton] : []), this.openButton);
     const dismiss = button("×", () => this.dismiss(), "dismiss");
     dismiss.setAttribute("aria-label", `Dismiss: ${push.title}`);
     this.problem = element("p", "problem");

@@ -69,7 +69,7 @@ class Part:
         self.per_rate = _RATE_MS / (_MEMORY_MS * (1 - math.exp2(-known_ms / HALF_LIFE_MS)) + _GRACE_MS)
         reached = redeemed = 0
         for sent in customer.messages:
-            if sent.status not in UNSEEN and not sent.is_alert:
+            if sent.status not in UNSEEN and not sent.is_alert and sent.kind != "notice":
                 reached += 1
                 redeemed += sent.status == "redeemed"
         self.head = (

@@ -216,7 +216,9 @@ def read_choices(path: Path) -> Logged:
     inputs = feature_columns(frame)
     # In this order: each decision is counted under the first that holds.
     faults = {
-        "an alert to staff was possible": _any(frame, (frame.kind == "assist") & frame.expected_cents.notna()),
+        "an alert or a notice was possible": _any(
+            frame, frame.kind.isin(["assist", "notice"]) & frame.expected_cents.notna()
+        ),
         "nothing but nothing was possible": ~_any(frame, possible & ~is_nothing),
         "no probabilities were noted": _any(frame, possible & frame.probability.isna()),
         "no inputs of the model": _any(frame, possible & ~is_nothing & frame[inputs].isna().any(axis=1)),

@@ -20,6 +20,7 @@ from server.api import (
     predictions,
     problems,
     reader_pages,
+    reports,
     tills,
     trips,
 )
@@ -42,13 +43,14 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.buckets = Buckets(services.limits.rate, services.clock)
     routed = (
-        events, catalogue, predictions, customers, channels, tills, trips, callbacks, reader_pages, footfall, models,
-        operations, description,
+        events, catalogue, predictions, customers, channels, tills, trips, callbacks, reader_pages, footfall, reports,
+        models, operations, description,
     )  # fmt: skip
     for module in routed:
         app.include_router(module.router)
     if services.demo:
         app.include_router(demo.router)
+        app.include_router(reports.demo_router)
         demo.mount_page(app, services)
     problems.install(app)
     app.state.openapi = description.describe(app)

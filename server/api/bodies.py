@@ -8,6 +8,7 @@ from fastapi import Request, Response
 
 from nearcast.errors import InputError
 from nearcast.events import Id
+from offers.wording import explained
 
 _T = TypeVar("_T")
 _REF = "#/components/schemas/{name}"
@@ -20,6 +21,10 @@ async def read(request: Request, kind: type[_T]) -> _T:
     body = await request.body()
     try:
         return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        # In the words that a file with the same mistake would be refused with.
+        where = str(error).partition(" - at ")[2]
+        raise InputError("malformed_body", explained(str(error), kind)[1], where.strip("`")) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         detail, _, where = str(error).partition(" - at ")
         raise InputError("malformed_body", detail, where.strip("`")) from None

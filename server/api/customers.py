@@ -98,9 +98,10 @@ async def get_customer(customer: str, services: Behind) -> Response:
     "/v1/customers/{customer:path}/messages/{message}/recall", status_code=204, dependencies=[Depends(Allow("admin"))]
 )
 async def recall_message(customer: str, message: str, services: Behind) -> Response:
-    """Take a message back: devices that show it stop, and those that are away never get it.
+    """Take a message back, also an opened one: devices that show it stop, and those that are away never get it.
 
-    An SMS or a mail that went out is out, and a coupon that was applied stays good.
+    It goes by no further channel, and can't be applied any more. An SMS or a mail that went out is out (its link says
+    that the offer has been taken back), and a coupon that was applied stays good.
     """
     await services.recall(_id(customer), MessageId(checked_id(message, "path.message")))
     return Response(status_code=204)

@@ -14,7 +14,7 @@ import msgspec
 from nearcast.clock import Clock
 from nearcast.errors import ConfigurationError, TooManyRequests
 
-Role = Literal["intake", "pos", "admin", "staff", "metrics"]
+Role = Literal["intake", "pos", "admin", "staff", "metrics", "reports"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 

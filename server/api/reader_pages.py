@@ -23,6 +23,7 @@ from server.api.keyring import Buckets, Caller
 from server.api.links import Link
 from server.api.problems import headers_of
 from server.api.services import Services
+from server.coupon_signing import qr_svg
 from server.coupons import Coupon
 
 _SCOPES: tuple[ConsentScope, ...] = get_args(ConsentScope)
@@ -80,6 +81,7 @@ async def show_offer(token: str, services: Behind) -> Response:
         coupon = await services.coupons.validate(services.coupons.code_of(decision.id))
     except NotFound:
         coupon = None
+        await _check_not_recalled(services, link, decision)
     return await _offer_page(services, decision, coupon)
 
 
@@ -135,6 +137,16 @@ async def _decision(services: Services, link: Link) -> Decision:
     return decision
 
 
+async def _check_not_recalled(services: Services, link: Link, decision: Decision) -> None:
+    """Raises `Gone` if the offer has been taken back, as far as that is known: the coupon book knows it for certain."""
+    try:
+        report = await services.delivery(link.customer, message_id(decision.id, "customer"))
+    except (NotFound, Unavailable):
+        return
+    if report.state == "recalled":
+        raise Gone("offer_recalled", "this offer has been taken back: it does not hold any more")
+
+
 async def _offer_page(services: Services, decision: Decision, coupon: Coupon | None) -> Response:
     offer = await services.push(decision)
     if offer is None and coupon is None:
@@ -147,6 +159,7 @@ async def _offer_page(services: Services, decision: Decision, coupon: Coupon | N
         # A coupon that was applied outlives its promotion; only the words are gone then.
         offer=offer or _BARE,
         coupon=coupon,
+        qr=qr_svg(services.coupons.token_of(coupon)),
         code="-".join(coupon.code[i : i + 5] for i in range(0, len(coupon.code), 5)),
         until=until.isoformat(),
         until_text=f"{until:%Y-%m-%d %H:%M} UTC",

@@ -18,8 +18,10 @@ from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId
 from nearcast.messages import Push
 from offers.explain import Explanation
 from offers.worldfile import WorldFile
+from server import reports
 from server.api.keyring import KeyRing, RateLimit
 from server.api.links import LinkSigner
+from server.blocks import Blocks
 from server.coupons import Coupon, Decided
 from server.deliveries import Report
 from server.footfall import Asked, History, Live
@@ -56,6 +58,9 @@ class Services(Decided, Protocol):
 
     @property
     def models(self) -> ModelRegistry: ...
+
+    @property
+    def blocks(self) -> Blocks: ...
 
     @property
     def public_url(self) -> str:
@@ -128,6 +133,15 @@ class Services(Decided, Protocol):
 
     async def footfall_history(self, store: StoreId, asked: Asked) -> History:
         """Visits by fence and hour. Raises `NotFound`, and `InputError` for too much at once."""
+        ...
+
+    async def promotion_report(self, promotion: PromotionId, asked: reports.Asked) -> reports.Report:
+        """What became of one promotion's offers, also if it is gone. Raises `NotFound`, and `InputError` for too much
+        at once."""
+        ...
+
+    async def promotion_reports(self, asked: reports.Asked) -> reports.Table:
+        """What became of all promotions' offers. Raises `InputError` for too much at once."""
         ...
 
     async def pickups(self, store: StoreId) -> list[tuple[CustomerId, Trip]]:

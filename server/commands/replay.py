@@ -41,20 +41,28 @@ class Moment(click.ParamType[int]):
             )
 
 
-_SINCE = click.option(
+SINCE = click.option(
     "--since", type=Moment(), help="Only what arrived from then on: 2026-05-01T09:00 (UTC), or 90m ago."
 )
-_UNTIL = click.option("--until", type=Moment(), help="Until before this arrival.")
-_UNPROCESSED = click.option("--unprocessed", is_flag=True, help="Also what the engine has not worked on yet.")
-_PATH = click.Path(path_type=Path)
+UNTIL = click.option("--until", type=Moment(), help="Until before this arrival.")
+UNPROCESSED = click.option("--unprocessed", is_flag=True, help="Also what the engine has not worked on yet.")
+PATH = click.Path(path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
+WORLD = click.option(
+    "--world", type=_FILE, multiple=True, help="World file in place of the recorded world. Repeatable."
+)
+OUT = click.option("--out", type=_FILE, help="File to write the report to; else it is printed.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+SAMPLES = click.option(
+    "--samples", type=click.IntRange(min=0), default=10, show_default=True, help="Differences to show."
+)
 
 
 @click.command()
 @click.option("--out", type=_FILE, required=True, help="File to make; packed if its name ends in .gz.")
-@_SINCE
-@_UNTIL
-@_UNPROCESSED
+@SINCE
+@UNTIL
+@UNPROCESSED
 def record(out: Path, since: int | None, until: int | None, unprocessed: bool) -> None:
     """Copy a stretch of the event log into a file for `nearcast replay`.
 
@@ -75,14 +83,14 @@ def record(out: Path, since: int | None, until: int | None, unprocessed: bool) -
 
 @click.command()
 @click.option("--from", "source", required=True, metavar="FILE|log", help="A recording, or `log` for the live log.")
-@click.option("--rules", type=_PATH, multiple=True, help="World file, or folder of them, with the promotions to try.")
-@click.option("--world", type=_FILE, multiple=True, help="World file in place of the recorded world. Repeatable.")
-@click.option("--out", type=_FILE, help="File to write the report to; else it is printed.")
-@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
-@click.option("--samples", type=click.IntRange(min=0), default=10, show_default=True, help="Differences to show.")
-@_SINCE
-@_UNTIL
-@_UNPROCESSED
+@click.option("--rules", type=PATH, multiple=True, help="World file, or folder of them, with the promotions to try.")
+@WORLD
+@OUT
+@AS_JSON
+@SAMPLES
+@SINCE
+@UNTIL
+@UNPROCESSED
 def replay(
     source: str,
     rules: tuple[Path, ...],
@@ -100,13 +108,26 @@ def replay(
     rules decide what was decided live. The settings (quiet hours, caps, model) are those in force here. Works in a
     private store of its own; the live one is only read, and only for `--from log` or if the recording has no world.
     """
+    replay_and_compare(source, rules, world, out, as_json, samples, (since, until, unprocessed))
+
+
+def replay_and_compare(
+    source: str,
+    rules: tuple[Path, ...],
+    world: tuple[Path, ...],
+    out: Path | None,
+    as_json: bool,
+    samples: int,
+    stretch: tuple[int | None, int | None, bool],
+) -> None:
+    """What both spellings of the command do: `nearcast replay`, and `nearcast promotions what-if`."""
     from server import settings as settings_module
     from server.replay import report as reports
     from server.replay.live import Stretch, open_live
     from server.replay.recording import Recording, private_file
     from server.replay.whatif import what_if
 
-    if source != "log" and (since, until, unprocessed) != (None, None, False):
+    if source != "log" and stretch != (None, None, False):
         raise click.UsageError("--since, --until and --unprocessed choose a stretch of the log: they need --from log")
 
     async def work() -> "Report":
@@ -116,7 +137,7 @@ def replay(
             if source == "log":
                 file = Path(folder, "log.gz")
                 async with open_live() as live:
-                    await live.record(file, Stretch(since, until, unprocessed), _counting(bar, "reading"))
+                    await live.record(file, Stretch(*stretch), _counting(bar, "reading"))
 
             def progress(name: str, done: int, of: int) -> None:
                 bar.label, bar.length = name, of

@@ -26,6 +26,14 @@ def run(work: Coroutine[None, None, None]) -> None:
         fail(str(error))
 
 
+def settings_here() -> Settings:
+    """The settings in force, or one line on stderr and exit code 2."""
+    try:
+        return settings_module.load()
+    except ConfigurationError as error:
+        fail(str(error))
+
+
 def fail(text: str) -> NoReturn:
     click.echo(f"nearcast: {text}", err=True)
     sys.exit(2)

@@ -30,7 +30,7 @@ from models.registry import FixedModels
 from models.scorer import Scorer
 from nearcast import keys, topics
 from nearcast.clock import ManualClock
-from nearcast.decisions import Decision, Reason
+from nearcast.decisions import Charge, Decision, Reason
 from nearcast.errors import InputError
 from nearcast.events import Channel, Receipt, Stitch, decode, encode
 from nearcast.fold import FoldRules
@@ -38,6 +38,7 @@ from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, Sku, mess
 from nearcast.messages import Emitted, decode_outbox
 from offers.policy import Policy
 from offers.worldfile import WorldFile
+from server.budgets import Leases
 from server.engine import Engine
 from server.intake import Intake
 from server.log.base import Entry, LogConsumer, Record
@@ -110,6 +111,8 @@ class Made(NamedTuple):
     expected_cents: float = 0.0
     #: The one to be tried first, where a model has put them in order.
     channel: Channel | None = None
+    #: What it takes of budgets.
+    charges: tuple[Charge, ...] = ()
 
 
 #: What a decision was about, and the promotion that won.
@@ -147,6 +150,7 @@ def made_of(decision: Decision) -> Made:
         decision.reason,
         decision.expected_cents,
         next(iter(decision.channels), None),
+        tuple(decision.charges),
     )
 
 
@@ -187,6 +191,7 @@ async def _playing(
         consumer=_NoConsumer(setup.partitions),
         state=state,
         world=worlds,
+        budgets=Leases(redis, setup.partitions, clock),
         models=FixedModels(*setup.scorers),
         rules=setup.rules,
         policy=setup.policy,
@@ -308,7 +313,7 @@ class _Player:
         if decision is None:
             return None
         event.decision = decision.id
-        event.message = message_id(decision.id, "customer" if decision.outcome == "offer" else "staff")
+        event.message = message_id(decision.id, "staff" if decision.outcome == "assist" else "customer")
         return msgspec.structs.replace(record, value=encode(event))
 
     def _counterpart(self, recorded: DecisionId) -> Made | None:

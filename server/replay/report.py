@@ -6,12 +6,12 @@ Depends on nothing but the runs: the same recording and rules give the same byte
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
 
-from nearcast.ids import CustomerId
+from nearcast.ids import CustomerId, PromotionId
 from server.replay.player import Key, Made, Run
 from server.replay.recording import Recorded
 
@@ -35,9 +35,30 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OfPromotion(msgspec.Struct, frozen=True, kw_only=True):
-    """How often a promotion won, before and after."""
+    """How often a promotion won, before and after; what that is expected to bring, and what it takes of budgets."""
 
     promotion: str
+    before: int
+    after: int
+    expected_cents_before: float = 0.0
+    expected_cents_after: float = 0.0
+    budgets: list["OfBudget"] = []
+
+
+class OfBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """What the offers of a run took of one budget; `pool` says for which store and period, if it is kept apart."""
+
+    pool: str
+    pieces_before: int = 0
+    pieces_after: int = 0
+    cents_before: int = 0
+    cents_after: int = 0
+
+
+class OfReason(msgspec.Struct, frozen=True, kw_only=True):
+    """How many moments led to nothing for this reason, before and after."""
+
+    reason: str
     before: int
     after: int
 
@@ -77,7 +98,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     only_before: int = 0
     only_after: int = 0
     changed: int = 0
+    #: Of the changed and those on one side only: another promotion won · one won where none did · the other way round.
+    moved: int = 0
+    new: int = 0
+    gone: int = 0
     promotions: list[OfPromotion] = []
+    reasons: list[OfReason] = []
     changes: list[Change] = []
     samples: list[Sample] = []
 
@@ -129,6 +155,7 @@ def compare(
         else:
             changes[_kind(before.get(key)), _kind(after.get(key))] += 1
             differing.append((key, *sides))
+    won = [(_winner(before.get(key)), _winner(after.get(key))) for key, _, _ in differing]
     only_before = sum(key not in after for key, _, _ in differing)
     only_after = sum(key not in before for key, _, _ in differing)
     # Drawn by hash: from everywhere, and the same ones every time.
@@ -139,7 +166,11 @@ def compare(
         only_before=only_before,
         only_after=only_after,
         changed=len(differing) - only_before - only_after,
-        promotions=list(_promotions(before.values(), [after[key] for key in known])),
+        moved=sum(left != right for left, right in won if left and right),
+        new=sum(left is None and right is not None for left, right in won),
+        gone=sum(left is not None and right is None for left, right in won),
+        promotions=list(_promotions(list(before.values()), [after[key] for key in known])),
+        reasons=list(_reasons(before.values(), [after[key] for key in known])),
         changes=[
             Change(before=left, after=right, count=count)
             for (left, right), count in sorted(changes.items(), key=lambda item: (-item[1], item[0]))
@@ -192,12 +223,37 @@ def _text(report: Report) -> Iterator[str]:
         f"{_number(report.differences, 'difference')}: {report.changed} changed, {report.only_before} only in "
         f"{report.before.name}, {report.only_after} only in {report.after.name}; {report.same} the same"
     )
+    if report.moved or report.new or report.gone:
+        yield f"messages: {report.moved} moved to another promotion, {report.new} new, {report.gone} gone"
     if report.promotions:
         yield ""
         yield from _table(
             [
-                ["promotion", report.before.name, report.after.name, "change"],
-                *([p.promotion, str(p.before), str(p.after), f"{p.after - p.before:+d}"] for p in report.promotions),
+                ["promotion", report.before.name, report.after.name, "change", "expected, cents"],
+                *(
+                    [
+                        *(p.promotion, str(p.before), str(p.after), f"{p.after - p.before:+d}"),
+                        f"{p.expected_cents_before:.2f} -> {p.expected_cents_after:.2f}",
+                    ]
+                    for p in report.promotions
+                ),
+            ]
+        )
+    budgets = [(p.promotion, budget) for p in report.promotions for budget in p.budgets]
+    if budgets:
+        yield ""
+        yield from _table(
+            [
+                ["budget of", "for", "pieces", "cents"],
+                *([name, _of_pool(name, b.pool), *_taken(b)] for name, b in budgets),
+            ]
+        )
+    if report.reasons:
+        yield ""
+        yield from _table(
+            [
+                ["nothing, because", report.before.name, report.after.name, "change"],
+                *([r.reason, str(r.before), str(r.after), f"{r.after - r.before:+d}"] for r in report.reasons),
             ]
         )
     if report.changes:
@@ -218,6 +274,17 @@ def _text(report: Report) -> Iterator[str]:
         )
 
 
+def _of_pool(promotion: str, pool: str) -> str:
+    """The store and the period that a pool's name tells, after the promotion's."""
+    told = [part for part in pool.removeprefix(promotion).split("\x1f") if part]
+    return " ".join(told) or "all"
+
+
+def _taken(budget: OfBudget) -> list[str]:
+    pieces, cents = (budget.pieces_before, budget.pieces_after), (budget.cents_before, budget.cents_after)
+    return [f"{left} -> {right}" if (left, right) != (0, 0) else "" for left, right in (pieces, cents)]
+
+
 def _table(rows: list[list[str]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
@@ -232,10 +299,51 @@ def _expected(decisions: Iterable[Made]) -> float:
     return round(math.fsum(made.expected_cents for made in decisions), 6)
 
 
-def _promotions(before: Iterable[Made], after: Iterable[Made]) -> Iterator[OfPromotion]:
-    left, right = (Counter(made.promotion for made in side if made.promotion is not None) for side in (before, after))
-    for promotion in sorted({*left, *right}):
-        yield OfPromotion(promotion=promotion, before=left[promotion], after=right[promotion])
+def _promotions(before: Sequence[Made], after: Sequence[Made]) -> Iterator[OfPromotion]:
+    names = sorted({made.promotion for made in (*before, *after) if made.promotion is not None})
+    for name in names:
+        left, right = ([made for made in side if made.promotion == name] for side in (before, after))
+        yield OfPromotion(
+            promotion=name,
+            before=len(left),
+            after=len(right),
+            expected_cents_before=_expected(left),
+            expected_cents_after=_expected(right),
+            budgets=list(_budgets(left, right)),
+        )
+
+
+def _budgets(before: Sequence[Made], after: Sequence[Made]) -> Iterator[OfBudget]:
+    left, right = (_charged(side) for side in (before, after))
+    for pool in sorted({*left, *right}):
+        (pieces_before, cents_before), (pieces_after, cents_after) = left.get(pool, (0, 0)), right.get(pool, (0, 0))
+        yield OfBudget(
+            pool=pool,
+            pieces_before=pieces_before,
+            pieces_after=pieces_after,
+            cents_before=cents_before,
+            cents_after=cents_after,
+        )
+
+
+def _charged(side: Iterable[Made]) -> dict[str, tuple[int, int]]:
+    """Pieces and cents by pool."""
+    taken: dict[str, tuple[int, int]] = {}
+    for made in side:
+        for charge in made.charges:
+            pieces, cents = taken.get(charge.pool, (0, 0))
+            taken[charge.pool] = pieces + charge.pieces, cents + charge.cents
+    return taken
+
+
+def _reasons(before: Iterable[Made], after: Iterable[Made]) -> Iterator[OfReason]:
+    left, right = (Counter(str(made.reason) for made in side if made.reason is not None) for side in (before, after))
+    for reason in sorted({*left, *right}, key=lambda reason: (-max(left[reason], right[reason]), reason)):
+        yield OfReason(reason=reason, before=left[reason], after=right[reason])
+
+
+def _winner(made: Made | None) -> PromotionId | None:
+    return None if made is None else made.promotion
 
 
 def _words(made: Made | None) -> str:

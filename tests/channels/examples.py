@@ -13,7 +13,7 @@ from nearcast.clock import SystemClock
 from nearcast.decisions import Reason
 from nearcast.errors import Fenced, InputError, Unavailable
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, Sku, StoreId
-from nearcast.messages import Emitted, Message, OutboxEntry, Push, Recall
+from nearcast.messages import Emitted, Message, OutboxEntry, Push, Recall, Released
 
 
 def a_message(
@@ -85,8 +85,15 @@ class MemoryDesk:
         self.receipts: list[tuple[MessageId, str, str | None, str]] = []
         self.emitted: list[Emitted] = []
         self.recalled: list[Recall] = []
+        self.left: list[Released] = []
         #: Those of the receipts that are not final.
         self.attempts: list[tuple[MessageId, str, str | None, str]] = []
+        self.unsent: list[MessageId] = []
+        #: What devices have acknowledged, and how often anybody asked.
+        self.acks: set[MessageId] = set()
+        self.asked = 0
+        #: How many hand-overs are to find that a consent was withdrawn since the re-check.
+        self.withdrawn = 0
         self.deliveries: dict[MessageId, list[Delivery]] = {}
         self.prepared = 0
         #: How many of the next saves happen without an answer.
@@ -107,15 +114,22 @@ class MemoryDesk:
         reason: str,
         *,
         final: bool = True,
+        unsent: bool = False,
     ) -> None:
         self._reach("receipt")
         self.receipts.append((message.id, status, channel, reason))
         if not final:
             self.attempts.append((message.id, status, channel, reason))
+        if unsent:
+            self.unsent.append(message.id)
 
     async def recall(self, entry: Recall) -> None:
         self._reach("recall")
         self.recalled.append(entry)
+
+    async def released(self, entry: Released) -> None:
+        self._reach("released")
+        self.left.append(entry)
 
     async def emit(self, entry: Emitted) -> None:
         self._reach("emit")
@@ -126,6 +140,20 @@ class MemoryDesk:
     async def delivery(self, message: Message) -> Delivery:
         self._reach("delivery")
         return self.deliveries.get(message.id, [Delivery()])[-1]
+
+    async def begin(
+        self, message: Message, entry_id: str, before: Delivery, after: Delivery, prepared: Prepared, until_ms: int
+    ) -> bool:
+        if self.withdrawn:
+            self.withdrawn -= 1
+            return False
+        await self.save_delivery(message, entry_id, before, after)
+        return True
+
+    async def acknowledged(self, messages: Sequence[Message]) -> set[MessageId]:
+        self._reach("acknowledged")
+        self.asked += 1
+        return self.acks & {message.id for message in messages}
 
     async def save_delivery(self, message: Message, entry_id: str, before: Delivery, after: Delivery) -> None:
         self._reach("save_delivery")

@@ -27,6 +27,8 @@ class SmsProvider:
 
     def __init__(self) -> None:
         self.steps: deque[Any] = deque()
+        #: While set, every request is refused with this (status, code), whatever the steps say.
+        self.down: tuple[int, int] | None = None
         #: Idempotency key → the form; what a phone would have got.
         self.held: dict[str, dict[str, str]] = {}
         #: The key of every request, in order.
@@ -58,7 +60,7 @@ class SmsProvider:
         form = dict(parse_qsl(request.rfile.read(int(request.headers["Content-Length"])).decode()))
         key = request.headers["Idempotency-Key"]
         self.keys.append(key)
-        step = self.steps.popleft() if self.steps else "accept"
+        step = self.down or (self.steps.popleft() if self.steps else "accept")
         expected = base64.b64encode(f"{ACCOUNT}:{TOKEN}".encode()).decode()
         if request.headers["Authorization"] != f"Basic {expected}":
             step = (401, 20003)

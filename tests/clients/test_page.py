@@ -17,6 +17,7 @@ from clients.demo import live
 from clients.demo.measure import Measure
 from clients.demo.stage import Stage
 from clients.simulator import Simulation
+from nearcast.reasons import in_words
 from tests.clients.gateway import ScriptedGateway, push_data, scripted_gateway, until
 from tests.clients.web import Reply, Request, recording_server
 from tests.services.browser import ARGUMENTS, chromium
@@ -232,6 +233,62 @@ async def test_footfall_of_the_chosen_shop(demo: Demo, stage: Stage) -> None:
     await expect(rows.first).to_have_text("Rochusmarktfewer than 5")
     await demo.page.keyboard.press("Tab")
     assert await demo.page.evaluate("document.activeElement.id") == "footfall"
+
+
+def _why(number: int, reason: str, **changes: Any) -> dict[str, Any]:
+    line = {"at_ms": number, "customer": "Anna", "trigger": "walk_past", "store": "Rochusmarkt", "what": "Not made"}
+    return line | {"promotion": f"Deal {number}", "reason": reason, "words": in_words(reason)} | changes
+
+
+@pytest.mark.parametrize("demo", [(360, 740), (1440, 900)], indirect=True)
+async def test_why_not_in_words(demo: Demo) -> None:
+    """Counts by reason and the latest lines; by the keyboard only those of one reason, and again all of them.
+
+    The focus stays while counts rise, and a message without anything new changes nothing.
+    """
+
+    async def tell(counts: dict[str, int], *lines: dict[str, Any]) -> None:
+        reasons = [{"reason": reason, "words": in_words(reason), "count": n} for reason, n in counts.items()]
+        told = {"reasons": reasons, "lines": list(lines)}
+        await demo.gateway.send_to("live", live.moving([], {}, Measure().summary(), [], why_not=told))
+
+    lines = [
+        _why(2, "left", what="Taken back"),
+        _why(1, "capped", promotion="<b>Deal</b>"),
+    ]
+    await tell({"capped": 1_200, "left": 1}, *lines)
+    rows = demo.page.locator("#why").get_by_role("listitem")
+    await expect(rows).to_have_count(2)
+    await expect(rows.nth(0)).to_contain_text("Taken back")
+    await expect(rows.nth(1)).to_contain_text("Anna · walking past, Rochusmarkt")
+    await expect(rows.nth(1)).to_contain_text("<b>Deal</b>: The customer has had this promotion often enough.")
+    await expect(demo.page.locator("#why-total")).to_have_text("1,201 so far")
+    left = demo.page.get_by_role("button", name="1 The customer has left.")
+    await left.focus()
+    await demo.page.keyboard.press("Enter")
+    await expect(rows).to_have_count(1)
+    await expect(left).to_have_attribute("aria-pressed", "true")
+    await tell({"capped": 1_300, "left": 2}, _why(3, "capped"), *lines)
+    await expect(demo.page.locator("#why-total")).to_have_text("1,302 so far")
+    await expect(rows).to_have_count(1)
+    assert await demo.page.evaluate("document.activeElement.textContent") == "2The customer has left."
+    await demo.gateway.send_to("live", live.moving([], {}, Measure().summary(), []))
+    await demo.page.keyboard.press("Space")
+    await expect(rows).to_have_count(3)
+    await demo.page.keyboard.press("Tab")
+    assert await demo.page.evaluate("document.activeElement.id") == "why"
+    width = await demo.page.evaluate("document.documentElement.scrollWidth")
+    assert width <= await demo.page.evaluate("window.innerWidth")
+
+
+async def test_a_notice_has_nothing_to_apply(demo: Demo) -> None:
+    """It is shown and can be opened; there is no coupon."""
+    await demo.push(1, kind="notice", trigger="order_status", title="Order A-1 is on its way")
+    card = demo.page.locator(".offer")
+    await expect(card).to_contain_text("Your order")
+    await expect(card.get_by_role("button", name="Apply coupon")).to_have_count(0)
+    await card.get_by_role("button", name="Open").click()
+    await until(lambda: [method for method, _ in demo.gateway.calls] == ["ack", "open"])
 
 
 @pytest.mark.parametrize("demo", [(360, 740), (820, 1100), (1440, 900)], indirect=True)

@@ -60,7 +60,7 @@ def test_documents_decode_and_refer_to_what_exists(retailer: sample.Retailer) ->
     assert tuple(world.fences) == retailer.fences
     assert tuple(world.stock) == retailer.stock
     assert {promotion.trigger for promotion in world.promotions} == {
-        "walk_past", "enter", "near_product", "dwell", "help_request",
+        "walk_past", "enter", "near_product", "dwell", "help_request", "points_reached", "order_status",
     }  # fmt: skip
     _check_references(world)
 

@@ -19,7 +19,7 @@ Long only in test_checkers.py: the epoch or the offsets alone (R3, R6), starting
 the broker's acknowledgement (R4). Epoch and offsets back each other up: where others have committed since, either of
 them is enough.
 
-(R11, budgets under kills, is `test_budget.py`; its checkers are its own.)
+(R11, budgets under kills, is `test_budget.py`: eight engines on Valkey Streams, with checkers of its own.)
 
 **How to read a recipe.** `rig.Rig` starts the processes and drives them; `traffic` makes what customers do, by seed;
 `worker` is how a nearcast process comes to kill itself at a step; `evidence` gathers what can be seen from outside;

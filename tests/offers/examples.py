@@ -38,10 +38,14 @@ def promotion(**fields: Any) -> Promotion:
 
 
 def catalogue(
-    *promotions: Promotion, store: Store = STORE, fence_hours: Mapping[FenceId, Sequence[OpenHours]] | None = None
+    *promotions: Promotion,
+    store: Store = STORE,
+    fence_hours: Mapping[FenceId, Sequence[OpenHours]] | None = None,
+    products: Sequence[Product] = PRODUCTS,
+    others: Sequence[Store] = (),
 ) -> Catalogue:
     times = {fence: Timetable(hours) for fence, hours in (fence_hours or {}).items()}
-    return Catalogue.build([store], PRODUCTS, promotions, times)
+    return Catalogue.build([store, *others], products, promotions, times)
 
 
 def customer(*, cart: tuple[Sku, ...] = (), consents: tuple[str, ...] = ("websocket",), **fields: Any) -> Customer:
@@ -99,10 +103,12 @@ def what_happens(
     store: Store = STORE,
     fence_hours: Mapping[FenceId, Sequence[OpenHours]] | None = None,
     propensity: float = 0.5,
+    products: Sequence[Product] = PRODUCTS,
+    others: Sequence[Store] = (),
 ) -> Decision | None:
     """The decision that the engine would come to; None if there was nothing to decide."""
     at = at or moment()
-    world = catalogue(*promotions, store=store, fence_hours=fence_hours)
+    world = catalogue(*promotions, store=store, fence_hours=fence_hours, products=products, others=others)
     found = candidates(at, shopper, world)
     if not found:
         return None

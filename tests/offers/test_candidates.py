@@ -1,12 +1,17 @@
 """Which promotions, for which things, a moment could lead to."""
 
+import math
 from typing import Any
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from nearcast.customer import CartItem, Customer, SegmentHistory
-from nearcast.ids import Sku
+from nearcast.ids import FenceId, Sku, StoreId
 from nearcast.moments import Moment
-from nearcast.world import Product, What, Where, Who
-from offers.candidates import MAX_THINGS, candidates, stock_wanted
+from nearcast.world import OpenHours, Product, Promotion, Store, What, When, Where, Who
+from offers.candidates import MAX_STORES, MAX_THINGS, candidates, stock_wanted, suits, things
 from offers.catalogue import Catalogue
 from tests.offers.examples import (
     BOOTS,
@@ -22,6 +27,7 @@ from tests.offers.examples import (
     customer,
     moment,
     promotion,
+    what_happens,
 )
 
 
@@ -148,5 +154,200 @@ def test_stock_is_asked_once_per_store_and_thing() -> None:
     """Two promotions for one thing need one stock figure; no store or no thing needs none."""
     world = catalogue(*(promotion(id=name, what=What(skus=[TENT])) for name in "ab"), promotion(id="c"))
     found = candidates(moment(), customer(), world)
-    assert stock_wanted(moment(), found) == [(SHOP, TENT)]
-    assert stock_wanted(moment(store=None), found) == []
+    assert stock_wanted(moment(), found, world) == [(SHOP, TENT)]
+    assert stock_wanted(moment(store=None), found, world) == []
+
+
+ELSEWHERE = promotion(what=What(skus=[TENT], instead="elsewhere", within_m=50_000))
+
+
+def angle_m(one: Store, other: Store) -> float:
+    """The distance by the angle between two vectors: another formula than the code's."""
+
+    def vector(store: Store) -> tuple[float, float, float]:
+        lat, lng = math.radians(store.lat), math.radians(store.lng)
+        return math.cos(lat) * math.cos(lng), math.cos(lat) * math.sin(lng), math.sin(lat)
+
+    (a, b, c), (x, y, z) = vector(one), vector(other)
+    across = math.hypot(b * z - c * y, c * x - a * z, a * y - b * x)
+    return 6_371_008.8 * math.atan2(across, a * x + b * y + c * z)
+
+
+town = st.lists(
+    st.tuples(st.floats(-0.6, 0.6), st.floats(-0.9, 0.9), st.booleans(), st.integers(0, 2)), min_size=1, max_size=20
+)
+
+
+@given(
+    others=town, lat=st.sampled_from([0.0, 48.2, -89.9]), lng=st.sampled_from([16.37, 179.9]), here=st.integers(0, 1)
+)
+def test_the_nearest_other_store_that_has_it(
+    others: list[tuple[float, float, bool, int]], lat: float, lng: float, here: int
+) -> None:
+    """By brute force, at a pole and at the antimeridian too: of the nearest 8 stores that are open and near enough the
+    first with stock; none, if there is none; and only where this store has none."""
+    hours: list[OpenHours] = []
+    home = Store(id="shop", name="Shop", lat=lat, lng=lng)
+    stores = [
+        Store(
+            id=f"s{n:02}",
+            name="",
+            lat=max(-90.0, lat + north),
+            lng=(lng + east + 180) % 360 - 180,
+            hours=None if is_open else hours,
+        )
+        for n, (north, east, is_open, _) in enumerate(others)
+    ]
+    stock = {(SHOP, TENT): here} | {
+        (store.store_id, TENT): entry[3] for store, entry in zip(stores, others, strict=True)
+    }
+    decided = what_happens(customer(), ELSEWHERE, store=home, others=stores, stock=stock)
+    near = sorted((angle_m(home, store), store.id, entry[3]) for store, entry in zip(stores, others, strict=True)
+                  if entry[2] and angle_m(home, store) <= 50_000)[:MAX_STORES]  # fmt: skip
+    expected = next((store for _, store, quantity in near if quantity), None)
+    assert decided is not None
+    if here:
+        assert decided.reason == "in_stock"
+    elif expected is None:
+        assert decided.reason == "nowhere_else"
+    else:
+        assert (decided.outcome, decided.store, decided.sku) == ("offer", expected, TENT)
+    assert decided.moment.store == SHOP
+
+
+def test_only_the_stock_that_is_asked_for_is_looked_up() -> None:
+    """What `stock_wanted` says is all that the decision needs: the nearest open stores, the things most alike."""
+    stores = [Store(id=f"s{n:02}", name="", lat=48.2, lng=16.37 + n / 1_000) for n in range(1, 20)]
+    world = catalogue(ELSEWHERE, promotion(id="other", what=What(skus=[STOVE], instead="alternative")), others=stores)
+    found = candidates(moment(), customer(), world)
+    nearest = [StoreId(f"s{n:02}") for n in range(1, MAX_STORES + 1)]
+    assert stock_wanted(moment(), found, world) == [
+        (SHOP, TENT), *((store, TENT) for store in nearest), (SHOP, STOVE), (SHOP, TENT),
+    ][: MAX_STORES + 2]  # fmt: skip
+
+
+@settings(max_examples=50)
+@given(
+    things_=st.lists(
+        st.tuples(st.integers(0, 30), st.booleans(), st.booleans(), st.sampled_from(["camping", "shoes"])), max_size=12
+    ),
+    price=st.integers(0, 30),
+    here=st.integers(0, 1),
+)
+def test_an_alternative_in_this_store(things_: list[tuple[int, bool, bool, str]], price: int, here: int) -> None:
+    """By brute force: of the five of its segment that stand first (on display here, then the nearest in price), the
+    first that the store has."""
+    display = PRODUCTS[0].displays
+    wanted = Product(sku="wanted", name="", segment="camping", price_cents=price)
+    products = [
+        Product(sku=f"t{n:02}", name="", segment=segment, price_cents=cents, displays=display if shown else [])
+        for n, (cents, shown, _, segment) in enumerate(things_)
+    ]
+    stock = {(SHOP, Sku(f"t{n:02}")): int(has) for n, (_, _, has, _) in enumerate(things_)}
+    stock[SHOP, Sku("wanted")] = here
+    deal = promotion(what=What(skus=["wanted"], instead="alternative"))
+    decided = what_happens(customer(), deal, products=[wanted, *products], stock=stock)
+    order = sorted((not shown, abs(cents - price), f"t{n:02}", has)
+                   for n, (cents, shown, has, segment) in enumerate(things_) if segment == "camping")[:5]  # fmt: skip
+    expected = next((sku for _, _, sku, has in order if has), None)
+    assert decided is not None
+    if here:
+        assert decided.reason == "in_stock"
+    elif expected is None:
+        assert decided.reason == "no_alternative"
+    else:
+        assert (decided.outcome, decided.sku, decided.instead_of, decided.store) == ("offer", expected, "wanted", SHOP)
+
+
+def test_instead_of_nothing() -> None:
+    """What is missing must be a thing, at a store: else there is nothing to offer in its place."""
+    for instead in ("elsewhere", "alternative"):
+        deal = promotion(what=What(skus=[TENT], instead=instead))
+        assert candidates(moment(store=None), customer(), catalogue(deal)) == []
+        assert candidates(moment(), customer(), catalogue(promotion(what=What(instead=instead)))) == []
+        assert [c.sku for c in candidates(moment(), customer(), catalogue(deal))] == [TENT]
+
+
+@pytest.mark.parametrize(
+    ("points", "reached"),
+    [((99, 100), True), ((0, 500), True), ((100, 101), False), ((98, 99), False), (None, False)],
+)
+def test_points_reached_once(points: tuple[int, int] | None, reached: bool) -> None:
+    """Only the rise that crosses the threshold leads to the promotion."""
+    deal = promotion(trigger="points_reached", who=Who(min_points=100))
+    found = candidates(moment(trigger="points_reached", points=points), customer(), catalogue(deal))
+    assert bool(found) is reached
+
+
+def test_statuses_of_an_order() -> None:
+    """A promotion can name the statuses that it is about; without any it is about all."""
+    world = catalogue(
+        promotion(id="all", trigger="order_status"),
+        promotion(id="shipped", trigger="order_status", when=When(statuses=["shipped", "packed"])),
+    )
+
+    def found(status: str) -> list[str]:
+        at = moment(trigger="order_status", status=status, order="A-1")
+        return [candidate.promotion for candidate in candidates(at, customer(), world)]
+
+    assert found("packed") == ["all", "shipped"]
+    assert found("delayed") == found("") == ["all"]
+
+
+names = st.sampled_from(["tent", "stove", "boots", "camping", "shoes", "gone"])
+deals = st.builds(
+    lambda number, **fields: promotion(id=f"p{number:03}", **fields),
+    number=st.integers(0, 99),
+    trigger=st.sampled_from(["walk_past", "enter"]),
+    where=st.builds(
+        Where,
+        stores=st.lists(st.sampled_from(["shop", "other"]), max_size=2),
+        fences=st.lists(st.sampled_from(["doorstep", "hall", "street"]), max_size=2),
+        kinds=st.lists(st.sampled_from(["vicinity", "store"]), max_size=1),
+    ),
+    what=st.builds(What, skus=st.lists(names, max_size=2), segments=st.lists(names, max_size=2)),
+    who=st.builds(Who, in_cart=st.booleans(), on_wishlist=st.booleans()),
+)
+own = st.sets(st.sampled_from([TENT, STOVE, BOOTS]))
+
+
+@given(
+    promotions=st.lists(deals, max_size=12, unique_by=lambda deal: deal.id),
+    cart=own,
+    wishlist=own,
+    store=st.sampled_from(["shop", "other", None]),
+    fence=st.sampled_from(["doorstep", "hall", None]),
+    around=st.lists(st.sampled_from(["hall", "street"]), max_size=2, unique=True),
+    sku=st.sampled_from([None, TENT, BOOTS, "gone"]),
+)
+def test_the_index_finds_what_looking_at_all_finds(
+    promotions: list[Promotion],
+    cart: set[Sku],
+    wishlist: set[Sku],
+    store: StoreId | None,
+    fence: FenceId | None,
+    around: list[FenceId],
+    sku: Sku | None,
+) -> None:
+    """The same promotions for the same things in the same order."""
+    at = moment(store=store, fence=fence, around=tuple(around), sku=sku)
+    ann = customer(cart=tuple(cart), wishlist=dict.fromkeys(wishlist, NOW_MS))
+    world = catalogue(*promotions)
+    expected = [
+        (deal.id, thing)
+        for deal in sorted(promotions, key=lambda deal: deal.id)
+        if deal.trigger == "walk_past" and suits(deal, at)
+        for thing in things(deal, at, ann, world)
+    ]
+    assert [(each.promotion, each.sku) for each in candidates(at, ann, world)] == expected
+
+
+def test_a_promotion_for_nearly_everywhere() -> None:
+    """One that names more places and things than the index lists is found all the same."""
+    deal = promotion(
+        where=Where(stores=[SHOP, *(f"s{n}" for n in range(200))]),
+        what=What(skus=[TENT, *(f"t{n}" for n in range(200))]),
+        who=Who(in_cart=True),
+    )
+    assert skus(moment(), customer(cart=(TENT,)), catalogue(deal)) == [TENT]
+    assert skus(moment(store="elsewhere"), customer(cart=(TENT,)), catalogue(deal)) == []

@@ -8,7 +8,23 @@ import pytest
 from nearcast.customer import Customer, Presence
 from nearcast.decisions import Candidate, Decision, Reason, WouldBe
 from nearcast.ids import DecisionId, FenceId, PromotionId, Sku, StoreId
-from nearcast.world import Cap, Circle, Experiment, Fence, OpenHours, Promotion, Store, Trigger, What, When, Where, Who
+from nearcast.world import (
+    Budget,
+    Cap,
+    Circle,
+    Discount,
+    Experiment,
+    Fence,
+    OpenHours,
+    PriceRule,
+    Promotion,
+    Store,
+    Trigger,
+    What,
+    When,
+    Where,
+    Who,
+)
 from offers.candidates import candidates
 from offers.decide import screen
 from offers.explain import _DETAILS, Explanation, explain, situation_for
@@ -87,6 +103,70 @@ def why_not(
             Reason.QUIET_HOURS,
             "00:00 to 23:59 in Europe/Vienna",
         ),
+        (
+            {},
+            {"in_quiet_hours": "hold"},
+            {"policy": Policy(quiet_hours=QuietHours(starts=0, ends=1439))},
+            Reason.HELD,
+            "waits until 2025-06-15T21:59:00Z",
+        ),
+        (
+            {},
+            {"when": When(hours=[OpenHours(0, 540, 600)])},
+            {},
+            Reason.OUTSIDE_HOURS,
+            "Mon 09:00-10:00 in Europe/Vien",
+        ),
+        ({"points": 3}, {"who": Who(min_points=9)}, {}, Reason.NOT_IN_AUDIENCE, "asks for 9 points; has 3 (does not"),
+        (
+            {"attributes": {"pet": "dog"}},
+            {"who": Who(attributes={"pet": ["cat"]}, groups=[])},
+            {},
+            Reason.NOT_IN_AUDIENCE,
+            "asks for pet cat; has dog",
+        ),
+        (
+            {},
+            {"what": What(skus=["tent"], price_rule=PriceRule(most_percent=9))},
+            {},
+            Reason.PERSONAL_PRICES_OFF,
+            "switched off",
+        ),
+        (
+            {},
+            {"what": What(skus=["tent"], price_rule=PriceRule(most_percent=9))},
+            {"policy": Policy(personal_prices=True)},
+            Reason.NO_ANCHOR_PRICE,
+            "needs a price that they paid",
+        ),
+        ({}, {"what": What(skus=["tent"], instead="elsewhere")}, {}, Reason.IN_STOCK, "3 pieces of tent at shop"),
+        ({}, {"what": What(skus=["tent"], instead="elsewhere")}, {"stock": {}}, Reason.NOWHERE_ELSE, "within 10000 m"),
+        (
+            {},
+            {"what": What(skus=["tent"], instead="alternative")},
+            {"stock": {}},
+            Reason.NO_ALTERNATIVE,
+            "needs another",
+        ),
+        (
+            {"messages": [sent()]},
+            {"caps": [Cap(count=1, period="week", channels=["websocket"])]},
+            {},
+            Reason.CAPPED_CHANNELS,
+            "used up for websocket",
+        ),
+        (
+            {"messages": [sent()]},
+            {
+                "budgets": [Budget(pieces=1, cents=500, per="customer")],
+                "caps": [],
+                "what": What(discount=Discount(amount_cents=300)),
+            },
+            {},
+            Reason.BUDGET_EXHAUSTED,
+            "1 of 1 pieces and 300 of 500 cents, 300 more at most (all)",
+        ),
+        ({"messages": [sent()]}, {"caps": [Cap(count=1, period="day")]}, {}, Reason.CAPPED, "1 of 1 in the day"),
         ({"messages": [sent()]}, {}, {}, Reason.CAPPED, "1 of 1 in 86400 s"),
         ({"messages": [sent(status="failed")]}, {}, {}, None, ""),
         (
@@ -146,6 +226,12 @@ def test_all_gates_are_told() -> None:
         ({}, {"trigger": "cart_abandoned"}, NOWHERE, ["trigger"]),
         ({}, {"trigger": "cart_abandoned", "where": Where(stores=["shop"])}, NOWHERE, ["trigger", "where.stores"]),
         ({"viewed": {BOOTS: 5}}, {"trigger": "product_view", "what": What(skus=["tent"])}, NOWHERE, ["what"]),
+        (
+            {},
+            {"trigger": "app_open", "what": What(skus=["tent"], instead="elsewhere")},
+            NOWHERE,
+            ["what.instead", "what"],
+        ),
     ],
 )
 def test_what_a_promotion_asks_for(
@@ -341,3 +427,23 @@ def test_past_decisions_tell_values_and_chance() -> None:
     assert (first.would_be, second.would_be) == (None, WouldBe(promotion=PromotionId("deal")))
     assert (second.things[0].stopped_by, second.things[0].probability) == (Reason.HOLDOUT, 0.0)
     assert (first.explored, third.explored, third.things[0].probability) == (False, True, 0.5)
+
+
+def test_what_would_be_offered_instead() -> None:
+    """The thing that is told is the one that would be offered, with what is missing."""
+    deal = promotion(what=What(skus=["tent"], instead="alternative"))
+    (thing,) = why_not(customer(), deal, inside(DOORSTEP), stock={(SHOP, Sku("stove")): 2}).things
+    assert (thing.sku, thing.instead_of, thing.stopped_by) == ("stove", "tent", None)
+    (gate,) = [gate for gate in thing.gates if gate.name == Reason.NO_ALTERNATIVE]
+    assert gate.detail == "2 pieces of stove at shop instead of tent"
+
+
+def test_moments_that_only_an_event_brings() -> None:
+    """Of points and orders: the moment that would lead to it is assumed, and told."""
+    told = why_not(customer(points=40), promotion(trigger="points_reached", who=Who(min_points=100)))
+    (condition,) = [each for each in told.conditions if each.name == "who.min_points"]
+    assert (condition.holds, condition.detail) == (True, "when the points rise to 100; there are 40")
+    assert told.things[0].stopped_by == Reason.NOT_IN_AUDIENCE
+    told = why_not(customer(), promotion(trigger="order_status", when=When(statuses=["shipped"])))
+    (condition,) = [each for each in told.conditions if each.name == "when.statuses"]
+    assert (condition.holds, told.things[0].stopped_by) == (True, None)

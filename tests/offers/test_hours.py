@@ -1,11 +1,15 @@
-"""Quiet hours, against brute force; and whose clock they go by."""
+"""Quiet hours and calendar periods, against brute force; and whose clock they go by."""
 
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nearcast.hours import zone_named
-from offers.hours import in_quiet_hours, zone_for
+from nearcast.world import Calendar
+from offers.hours import began_ms, in_quiet_hours, quiet_until_ms, zone_for
 from offers.policy import QuietHours
 from tests.offers.examples import STORE, customer
 
@@ -69,3 +73,50 @@ def test_the_customers_zone_counts_before_the_stores() -> None:
     for unknown in ("", "Mars/Olympus", "../secrets", "a\x00b"):
         assert str(zone_for(customer(time_zone=unknown), STORE)) == "Europe/Vienna"
         assert zone_for(customer(time_zone=unknown), None) is None
+
+
+@pytest.mark.parametrize(("zone", "change_ms", "before", "after"), CHANGES)
+@pytest.mark.parametrize(("starts", "ends"), WINDOWS)
+def test_when_quiet_hours_are_over(zone: str, change_ms: int, before: int, after: int, starts: int, ends: int) -> None:
+    """Around a change of clocks: the first minute that isn't quiet any more, as a hand-made clock shows it."""
+    window, quiet = QuietHours(starts=starts, ends=ends), shown_minutes(starts, ends)
+
+    def is_quiet(at_ms: int) -> bool:
+        return (at_ms // MINUTE_MS + (before if at_ms < change_ms else after)) % 1440 in quiet
+
+    for minutes in range(-1080, 1081, 67):
+        at_ms = change_ms + minutes * MINUTE_MS + 7
+        told = quiet_until_ms(window, zone_named(zone), at_ms)
+        if not is_quiet(at_ms):
+            assert told == at_ms
+        elif len(quiet) == 1440:
+            assert told is None
+        else:
+            following = (at_ms - 7 + later * MINUTE_MS for later in range(1, 3000))
+            assert told == next(instant for instant in following if not is_quiet(instant))
+
+
+ZONES = ["UTC", "Europe/Berlin", "America/New_York", "America/Sao_Paulo", "Africa/Cairo", "Australia/Lord_Howe"]
+
+
+@given(
+    zone=st.sampled_from(ZONES),
+    at_s=st.integers(utc_ms(2015, 1, 1) // 1000, utc_ms(2030, 1, 1) // 1000),
+    period=st.sampled_from(["day", "week", "month"]),
+)
+def test_calendar_periods_begin_at_a_midnight_of_the_clock(zone: str, at_s: int, period: Calendar) -> None:
+    """The second at which one begins shows a date of the same period, and the second before shows another; in zones
+    that skip midnight (São Paulo did, Cairo does) as well."""
+    tz = ZoneInfo(zone)
+
+    def shown(second: int) -> tuple[int, ...]:
+        local = datetime.fromtimestamp(second, tz)
+        if period == "week":
+            return tuple(local.isocalendar())[:2]
+        return (local.year, local.month, local.day)[: 3 if period == "day" else 2]
+
+    begins_s, rest = divmod(began_ms(period, tz, at_s * 1000 + 999), 1000)
+    assert rest == 0
+    assert begins_s <= at_s
+    assert shown(begins_s) == shown(at_s)
+    assert shown(begins_s - 1) != shown(at_s)

@@ -2,7 +2,7 @@
 
 import json
 from datetime import date
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearcast.errors import InputError
-from nearcast.world import Circle, Experiment, Fence, OpenHours, Promotion, SpecialDay, Trigger, Window
+from nearcast.world import Circle, Experiment, Fence, OpenHours, SpecialDay, Trigger, Window
 from offers import documents
 from offers.loading import (
     MAX_TOLD,
@@ -19,10 +19,10 @@ from offers.loading import (
     WorldFile,
     check_references,
     load_world,
-    promotion_schema,
 )
 from offers.worldfile import remarks
 from tests.offers.examples import PRODUCTS, STORE, promotion
+from tests.offers.mistakes import EVERYTHING, MISTAKES, TAKEN
 
 WRONG_IN_MANY_WAYS = """\
 stores:
@@ -326,12 +326,16 @@ stores:
         load_world(text.replace("2026-12-25", "2026-12-24"), "w.yaml")
 
 
-def test_schema_for_editors() -> None:
-    """The JSON schema describes a promotion: its required fields, and that unknown ones are mistakes."""
-    schema = promotion_schema()
-    definitions = schema["$defs"]
-    assert isinstance(definitions, dict)
-    described = definitions["Promotion"]
-    assert set(described["required"]) == {"id", "name", "trigger", "words"}
-    assert described["additionalProperties"] is False
-    assert set(described["properties"]) == set(Promotion.__struct_fields__)
+def test_everything_that_a_promotion_can_have() -> None:
+    """It is taken as it stands in the file."""
+    assert load_world(yaml.safe_dump({"promotions": [EVERYTHING]}), "p.yaml").promotions == [TAKEN]
+
+
+@pytest.mark.parametrize(("change", "field", "words"), MISTAKES)
+def test_mistakes_in_it(change: dict[str, Any], field: str, words: str) -> None:
+    """Each at its field, in plain words."""
+    with pytest.raises(InvalidWorldFile) as caught:
+        load_world(yaml.safe_dump({"promotions": [EVERYTHING | change]}), "p.yaml")
+    (problem,) = caught.value.problems
+    assert problem.detail.startswith(words)
+    assert problem.where.split(" ")[1].startswith("promotions[0]" + (f".{field}" if field else ""))

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from nearcast.customer import Customer, Presence
+from nearcast.customer import Customer, Presence, SegmentHistory
 from nearcast.decisions import Reason
 from nearcast.fold import record_message
 from nearcast.ids import FenceId
 from nearcast.messages import Message
-from nearcast.world import OpenHours, Promotion, Store, What, When
+from nearcast.world import OpenHours, Promotion, Store, What, When, Who
 from offers.messages import message_of
 from offers.policy import Policy, QuietHours
-from offers.recheck import allowed_channels, recheck
+from offers.recheck import allowed_channels, over, recheck
 from tests.offers.examples import (
     DOORSTEP,
     HOUR_MS,
@@ -223,3 +223,49 @@ def test_alerts_reach_staff_and_never_the_customer() -> None:
     """An alert doesn't go to the customer's phone or mail, whatever they consented to."""
     message = Sending(ALERT).message
     assert allowed_channels(message, customer(consents=("sms", "email"), phone="+431", email="a@b.c")) == ["websocket"]
+
+
+def test_outside_its_hours_by_now() -> None:
+    """It was 17:06 when decided, and the promotion is for the time until 17:07, or to 16:07 by the customer's clock."""
+    until = [OpenHours(weekday=6, opens=0, closes=17 * 60 + 7)]
+    assert Sending(promotion(when=When(hours=until))).reason() == Reason.OUTSIDE_HOURS
+    london = promotion(when=When(hours=until, zone="customer"))
+    assert Sending(london, time_zone="Europe/London").reason() is None
+    assert Sending(london).reason() == Reason.OUTSIDE_HOURS
+
+
+@pytest.mark.parametrize("asks", [Who(in_cart=True), Who(on_wishlist=True)])
+def test_no_longer_in_the_cart(asks: Who) -> None:
+    """ "Still in your cart" is told to nobody who took it out, or who bought it: that takes it out, too."""
+    sending = Sending(promotion(who=asks, deadline_s=120), cart=(TENT,), wishlist={TENT: NOW_MS})
+    assert sending.reason() is None
+    sending.customer.cart, sending.customer.wishlist = {}, {}
+    assert sending.reason() == Reason.NOT_IN_AUDIENCE
+    for last_ms, reason in ((NOW_MS - 1, Reason.NOT_IN_AUDIENCE), (NOW_MS + 1, Reason.BOUGHT)):
+        sending.customer.history.segments["camping"] = SegmentHistory(baskets=1, last_ms=last_ms)
+        assert sending.reason() == reason
+
+
+def test_how_an_order_goes_on_is_told_at_any_hour_of_the_store() -> None:
+    """Neither its hours nor its stock are asked for; quiet hours are."""
+    told = Sending(promotion(kind="notice", trigger="order_status", what=What(skus=[TENT]), deadline_s=120))
+    told.store, told.stock = replace(STORE, hours=[]), 0
+    assert told.reason() is None
+    told.customer.last_staff_contact_ms = NOW_MS + 1
+    assert told.reason() is None
+    told.policy = Policy(quiet_hours=QuietHours(starts=0, ends=1439))
+    assert told.reason() == Reason.QUIET_HOURS
+
+
+def test_what_is_over_for_everybody() -> None:
+    """The part that needs no customer: ended, closed, sold out; asked of messages that are out already."""
+    sending = Sending()
+
+    def told(*deals: Promotion, store: Store = STORE, stock: int | None = 1) -> Reason | None:
+        return over(sending.message, catalogue(*deals, store=store), stock, sending.now_ms)
+
+    assert told(DEAL) is None
+    assert told() == Reason.PROMOTION_ENDED
+    assert told(replace(DEAL, when=When(ends_ms=sending.now_ms))) == Reason.PROMOTION_ENDED
+    assert told(DEAL, store=replace(STORE, hours=[])) == Reason.STORE_CLOSED
+    assert told(DEAL, stock=0) == told(DEAL, stock=None) == Reason.OUT_OF_STOCK

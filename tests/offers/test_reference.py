@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
 from nearcast.decisions import Reason
-from nearcast.world import Trigger
-from offers.candidates import MAX_THINGS
+from nearcast.world import Budget, Cap, Promotion, Trigger, What, When, Where, Who
+from offers.candidates import MAX_STORES, MAX_THINGS
+from offers.catalogue import MAX_ALIKE
 from offers.gates import GATES, PLACE_TRIGGERS
 from offers.loading import check_references, load_world
 from offers.policy import Policy
@@ -36,7 +39,7 @@ def test_gates_are_listed_in_their_order() -> None:
 def test_reasons_to_drop_a_message_are_real() -> None:
     """Every reason listed for the check before sending is a code that exists."""
     listed = re.findall(r"^\| \d+ \| `(\w+)` \|", section("Before sending"), re.MULTILINE)
-    assert len(listed) == 10
+    assert len(listed) == 13
     assert set(listed) <= set(Reason)
 
 
@@ -47,6 +50,30 @@ def test_triggers_are_listed() -> None:
     assert {name for name, bound in rows if bound == "yes"} == PLACE_TRIGGERS
 
 
+def in_table(fields: list[str]) -> set[str]:
+    rows = re.findall(r"^\| (`[^|]*) \|", section("A file by example"), re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`([\w.]+)`", row)}
+    return {field for field in fields if field not in told}
+
+
+@pytest.mark.parametrize("part", [Who, Where, What, When])
+def test_every_field_is_listed(part: type[Who | Where | What | When]) -> None:
+    """The table has a row for each field that a promotion can have."""
+    prefix = part.__name__.lower()
+    assert in_table([f"{prefix}.{field}" for field in part.__struct_fields__]) == set()
+    parts = {"who", "where", "what", "when"}
+    assert in_table([field for field in Promotion.__struct_fields__ if field not in parts]) == set()
+
+
+def test_caps_and_budgets_are_explained() -> None:
+    """Each of their fields is named where they are explained."""
+    gates = section("Gates")
+    for field in Cap.__struct_fields__:
+        assert f"`{field}`" in gates or f"{field}:" in gates, field
+    for field in Budget.__struct_fields__:
+        assert re.search(rf"^\| .*`{field}`", gates.split("### Budgets")[1], re.MULTILINE), field
+
+
 def test_defaults_are_the_ones_told() -> None:
     """The figures on the page are the defaults in the code."""
     policy = Policy()
@@ -55,3 +82,6 @@ def test_defaults_are_the_ones_told() -> None:
     (cap,) = policy.caps
     assert f"({cap.count} in {cap.period_s // 3600} hours unless set)" in PAGE
     assert f"at most {MAX_THINGS}." in PAGE
+    assert f"The {MAX_STORES} nearest stores that are open" in PAGE
+    assert f"of the {MAX_ALIKE} things that come first" in PAGE
+    assert f"({What().within_m:,.0f} if left out)" in PAGE

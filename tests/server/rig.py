@@ -21,6 +21,7 @@ from nearcast.ids import CustomerId, partition_of
 from nearcast.messages import OutboxEntry, decode_outbox
 from offers.policy import Policy
 from offers.worldfile import WorldFile
+from server.budgets import Leases
 from server.engine import Engine
 from server.log.base import Entry, EventLog, LogConsumer, Record
 from server.state import Known, StateStore
@@ -118,6 +119,7 @@ def engine_on(
         consumer=consumer,
         state=StateStore(redis, PARTITIONS),
         world=world,
+        budgets=Leases(redis, PARTITIONS, SystemClock()),
         models=models or FixedModels(SCORER),
         rules=FoldRules(cart_abandoned_after_ms=1_000, late_after_ms=10**13),
         policy=policy or Policy(),

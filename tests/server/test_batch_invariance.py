@@ -44,9 +44,10 @@ from nearcast.events import (
 )
 from nearcast.fold import FoldRules
 from nearcast.ids import CustomerId, partition_of
-from nearcast.messages import Emitted, Message, decode_outbox
+from nearcast.messages import Emitted, Message, Recall, decode_outbox
 from nearcast.world import Cap, Discount, Fence, Polygon, Promotion, What, Where, Who, Words
 from offers.policy import Policy
+from server.budgets import Leases
 from server.engine import Engine
 from server.log.base import LogConsumer, Record
 from server.state import Encoded, StateStore
@@ -463,6 +464,7 @@ def engine_on(
         consumer=consumer,
         state=store(redis, PARTITIONS),
         world=world,
+        budgets=Leases(redis, PARTITIONS, SystemClock()),
         models=FixedModels(SCORER),
         rules=RULES,
         policy=POLICY,
@@ -640,6 +642,7 @@ def test_the_examples_mean_something() -> None:
     seen: set[tuple[str, Any]] = set()
     rare = {("trigger", f"pickup_{what}") for what in ("approaching", "arrived", "abandoned")}
     rare |= {("trigger of a scan", "enter"), ("result", "late"), ("dead letter", "wrong_partition")}
+    rare |= {("entry", Recall), ("message", "redeemed")}
     looked = count(1)
 
     # What Hypothesis draws depends on the modules that are loaded: 80 examples are enough on most days.

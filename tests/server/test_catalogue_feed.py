@@ -19,6 +19,7 @@ from server.catalogue_feed import CatalogueFeed
 from server.log.base import Entry, Record
 from server.log.streams import StreamsLog
 from server.world import WorldStore
+from tests.offers.mistakes import EVERYTHING, MISTAKES, TAKEN
 from tests.server.rig import PARTITIONS, Playback
 from tests.server.test_world import PROMISE, TEA, fence, stocked
 
@@ -310,3 +311,15 @@ async def test_stops_before_it_would_throw_dead_letters_away(redis: Redis) -> No
         await feed.process(batches[1])
     assert await redis.xlen(keys.dead_letters(0)) == 500
     assert await redis.hget(keys.catalogue_offsets(0), topics.STORES) == b"499"
+
+
+async def test_a_promotion_with_everything_and_mistakes_in_it(redis: Redis, log: StreamsLog) -> None:
+    """It is taken as it is; each mistake becomes a dead letter in the words that a file would be refused with."""
+    wrong = [json.dumps(EVERYTHING | change).encode() for change, _, _ in MISTAKES]
+    entries = [Entry(topics.PROMOTIONS, "everything", value) for value in (json.dumps(EVERYTHING).encode(), *wrong)]
+    world = await follow(redis, log, *entries)
+    assert world.current.items.promotions == [TAKEN]
+    told = {letter[b"value"]: letter[b"detail"].decode() for letter in await dead_letters(redis)}
+    for value, (_, field, words) in zip(wrong, MISTAKES, strict=True):
+        assert told[value].startswith(words)
+        assert f"({field}" in told[value] or not field

@@ -1,10 +1,9 @@
-"""The coupon book, on a real store."""
+"""The coupon book, on a real store. Its whole life against a model is in test_coupon_life.py."""
 
 import asyncio
 
+import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -14,7 +13,7 @@ from nearcast.clock import ManualClock
 from nearcast.errors import Conflict, Gone, InputError, NotFound, Unavailable
 from nearcast.ids import CustomerId, DecisionId, PromotionId, Sku, StoreId
 from nearcast.world import Discount
-from server.coupons import KEEP_MS, AppliedOffer, Coupon, CouponBook
+from server.coupons import KEEP_MS, AppliedOffer, Coupon, CouponBook, Redemption
 
 GRABEN, RING = StoreId("graben"), StoreId("ring")
 HOUR_MS = 3_600_000
@@ -153,86 +152,168 @@ async def test_store_away(clock: ManualClock) -> None:
                 await attempt
 
 
-class _Model:
-    """The state machine as the documentation tells it, one step at a time: the oracle."""
-
-    def __init__(self, expires_ms: int) -> None:
-        self.expires_ms = expires_ms
-        self.exists = False
-        self.holder: tuple[str, str] | None = None
-        self.void: set[str] = set()
-
-    def step(self, step: str, store: str, redemption: str, now_ms: int) -> str:
-        late = now_ms >= self.expires_ms
-        if step == "apply" and not self.exists:
-            self.exists = not late
-            return self.state(now_ms) if self.exists else "coupon_expired"
-        if not self.exists:
-            return "unknown_coupon"
-        if step == "redeem" and self.holder != (redemption, store):
-            if self.holder:
-                return "already_redeemed"
-            if redemption in self.void:
-                return "redemption_rolled_back"
-            if late:
-                return "coupon_expired"
-            self.holder = (redemption, store)
-        if step == "rollback" and redemption not in self.void:
-            if self.holder and self.holder[0] != redemption:
-                return "already_redeemed"
-            self.void.add(redemption)
-            self.holder = None
-        return self.state(now_ms)
-
-    def state(self, now_ms: int) -> str:
-        return "redeemed" if self.holder else "expired" if now_ms >= self.expires_ms else "applied"
-
-
-_STEPS = st.tuples(
-    st.sampled_from(["apply", "validate", "redeem", "redeem", "rollback"]),
-    st.sampled_from([GRABEN, RING]),
-    st.sampled_from(["r-1", "r-2"]),
-    st.sampled_from([0, 0, 0, 0, 40_000]),
-)
-
-
-async def _take(book: CouponBook, step: str, offer: AppliedOffer, store: StoreId, redemption: str) -> Coupon:
-    code = book.code_of(offer.decision)
-    match step:
-        case "apply":
-            return await book.apply(offer)
-        case "redeem":
-            return await book.redeem(code, store, redemption)
-        case "rollback":
-            return await book.rollback(code, redemption)
-        case _:
-            return await book.validate(code)
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(steps=st.lists(_STEPS, max_size=12))
-async def test_state_machine(redis: Redis, steps: list[tuple[str, StoreId, str, int]]) -> None:
-    """Any sequence of steps, repeated and late ones too, goes as the model says."""
-    await redis.flushdb()
-    clock = ManualClock()
-    book = CouponBook(redis, b"s", clock)
-    offer = offer_until(clock.now_ms() + 100_000)
-    model = _Model(offer.expires_ms)
-    for step, store, redemption, wait_ms in steps:
-        clock.advance(wait_ms)
-        try:
-            coupon = await _take(book, step, offer, store, redemption)
-        except InputError as error:
-            result = error.reason
-        else:
-            result = coupon.state
-            assert coupon.offer == offer
-            assert (coupon.redemption_id is None) == (coupon.state != "redeemed")
-        assert result == model.step(step, store, redemption, clock.now_ms())
-
-
 async def test_expired_before_applied(book: CouponBook, clock: ManualClock) -> None:
     """Applying at the end or later is too late, and leaves nothing."""
     with pytest.raises(Gone) as gone:
         await book.apply(offer_until(clock.now_ms()))
     assert gone.value.reason == "coupon_expired"
+
+
+async def test_recalled_before_it_was_applied(book: CouponBook, clock: ManualClock) -> None:
+    """A withdrawn offer can't be applied, now or later, and its code is unknown to tills."""
+    offer = offer_until(clock.now_ms() + HOUR_MS)
+    assert await book.withdraw(offer.decision)
+    assert await book.withdraw(offer.decision)
+    with pytest.raises(Gone) as recalled:
+        await book.apply(offer)
+    assert recalled.value.reason == "offer_recalled"
+    with pytest.raises(NotFound):
+        await book.validate(book.code_of(offer.decision))
+
+
+async def test_recalled_after_it_was_applied(book: CouponBook, clock: ManualClock) -> None:
+    """An applied coupon is the customer's: withdrawing says so and changes nothing, redeemed or not."""
+    coupon = await book.apply(offer_until(clock.now_ms() + HOUR_MS))
+    assert not await book.withdraw(coupon.offer.decision)
+    assert await book.validate(coupon.code) == coupon
+    redeemed = await book.redeem(coupon.code, GRABEN, "r-1")
+    assert not await book.withdraw(coupon.offer.decision)
+    assert await book.validate(coupon.code) == redeemed
+
+
+async def test_applying_races_with_recalling(book: CouponBook, clock: ManualClock) -> None:
+    """Whoever comes first: never a coupon of a withdrawn offer, never an offer withdrawn that was applied."""
+    for n in range(100):
+        offer = offer_until(clock.now_ms() + HOUR_MS, f"d-{n}")
+        steps = [book.apply(offer), book.withdraw(offer.decision)]
+        steps = steps if n % 2 else steps[::-1]
+        said = await asyncio.gather(*steps, return_exceptions=True)
+        withdrawn = True in said
+        assert withdrawn != any(isinstance(each, Coupon) for each in said), said
+
+
+async def test_the_wanderings_of_a_reservation(book: CouponBook, clock: ManualClock) -> None:
+    """A reservation keeps other purchases away for its time and no longer; its own purchase redeems, or lets go."""
+    coupon = await book.apply(offer_until(clock.now_ms() + HOUR_MS))
+    held = await book.reserve(coupon.code, GRABEN, "r-1", hold_s=60)
+    assert (held.state, held.redemption_id, held.held_until_ms) == ("reserved", "r-1", clock.now_ms() + 60_000)
+    for attempt in (book.redeem(coupon.code, GRABEN, "r-2"), book.reserve(coupon.code, RING, "r-1")):
+        with pytest.raises(Conflict) as refused:
+            await attempt
+        assert refused.value.reason == "reserved"
+    clock.advance(59_999)
+    assert (await book.validate(coupon.code)).state == "reserved"
+    clock.advance(1)
+    assert (await book.validate(coupon.code)).state == "applied"
+    assert (await book.reserve(coupon.code, RING, "r-2")).held_store == RING
+    assert (await book.release(coupon.code, RING, "r-2")).state == "applied"
+    clock.advance(HOUR_MS - 70_000)
+    # No longer than the coupon itself.
+    assert (await book.reserve(coupon.code, RING, "r-3")).held_until_ms == coupon.offer.expires_ms
+    assert (await book.redeem(coupon.code, RING, "r-3")).state == "redeemed"
+
+
+async def test_reserved_while_in_the_store(book: CouponBook, clock: ManualClock) -> None:
+    """Kept as long as the customer is in that store; free when they leave it, but not when they leave another one."""
+    offer = offer_until(clock.now_ms() + 24 * HOUR_MS)
+    coupon = await book.apply(offer)
+    await book.reserve(coupon.code, GRABEN, "r-1", while_in_store=True)
+    clock.advance(11 * HOUR_MS)
+    assert await book.left_store(offer.customer, RING) == 0
+    assert (await book.validate(coupon.code)).while_in_store
+    assert await book.left_store(offer.customer, GRABEN) == 1
+    assert await book.left_store(offer.customer, GRABEN) == 0
+    assert (await book.redeem(coupon.code, RING, "r-2")).state == "redeemed"
+
+
+@pytest.mark.parametrize("exclusive_first", [True, False])
+async def test_an_exclusive_coupon_is_alone(book: CouponBook, clock: ManualClock, exclusive_first: bool) -> None:
+    """Whichever comes first into the purchase, reserved or redeemed; the refusal says what is in the way. After it is
+    rolled back or released, the other one may.
+    """
+    alone = msgspec.structs.replace(offer_until(clock.now_ms() + HOUR_MS), exclusive=True)
+    plain = msgspec.structs.replace(offer_until(clock.now_ms() + HOUR_MS, "d-2"), promotion=PromotionId("tea"))
+    coupons = [await book.apply(alone), await book.apply(plain)]
+    first, second = coupons if exclusive_first else coupons[::-1]
+    await book.reserve(first.code, GRABEN, "r-1")
+    for attempt in (book.reserve(second.code, GRABEN, "r-1"), book.redeem(second.code, GRABEN, "r-1")):
+        with pytest.raises(Conflict, match=first.offer.promotion) as refused:
+            await attempt
+        assert refused.value.reason == "not_combinable"
+    await book.redeem(first.code, GRABEN, "r-1")
+    with pytest.raises(Conflict, match=first.offer.promotion):
+        await book.redeem(second.code, GRABEN, "r-1")
+    await book.rollback(first.code, "r-1", GRABEN)
+    assert (await book.redeem(second.code, GRABEN, "r-1")).state == "redeemed"
+    assert (await book.redeem(first.code, GRABEN, "r-2")).state == "redeemed"
+
+
+async def test_one_of_a_group_in_a_purchase(book: CouponBook, clock: ManualClock) -> None:
+    """30 coupons of one group and 5 others at once in one purchase: the 5 and one of the group get in, every time."""
+    for purchase in range(5):
+        offers = [
+            msgspec.structs.replace(
+                offer_until(clock.now_ms() + HOUR_MS, f"d-{purchase}-{n}"), group="coffee" if n < 30 else None
+            )
+            for n in range(35)
+        ]
+        codes = [(await book.apply(offer)).code for offer in offers]
+        said = await asyncio.gather(
+            *(book.redeem(code, GRABEN, f"r-{purchase}") for code in codes), return_exceptions=True
+        )
+        assert [isinstance(each, Coupon) for each in said[30:]] == [True] * 5
+        assert sum(isinstance(each, Coupon) for each in said[:30]) == 1
+        assert {each.reason for each in said if isinstance(each, InputError)} == {"not_combinable"}
+
+
+async def test_a_purchase_has_so_many_coupons(book: CouponBook, clock: ManualClock) -> None:
+    """50 at most, so that looking at them all stays quick."""
+    codes = [(await book.apply(offer_until(clock.now_ms() + HOUR_MS, f"d-{n}"))).code for n in range(51)]
+    for code in codes[:50]:
+        await book.redeem(code, GRABEN, "r-1")
+    with pytest.raises(Conflict) as refused:
+        await book.redeem(codes[50], GRABEN, "r-1")
+    assert refused.value.reason == "too_many_in_purchase"
+
+
+async def test_terms(book: CouponBook, clock: ManualClock) -> None:
+    """Only at its store, only for purchases that are big enough, where the till says how big they are."""
+    offer = msgspec.structs.replace(offer_until(clock.now_ms() + HOUR_MS), this_store=True, min_purchase_cents=1_000)
+    coupon = await book.apply(offer)
+    with pytest.raises(Conflict) as elsewhere:
+        await book.redeem(coupon.code, RING, "r-1", revenue_cents=1_000)
+    with pytest.raises(Conflict, match="1000 cents") as little:
+        await book.redeem(coupon.code, GRABEN, "r-1", revenue_cents=999)
+    assert (elsewhere.value.reason, little.value.reason) == ("other_store", "below_minimum")
+    redeemed = await book.redeem(coupon.code, GRABEN, "r-1", revenue_cents=1_000, discount_cents=150)
+    assert (redeemed.revenue_cents, redeemed.discount_cents) == (1_000, 150)
+
+
+async def test_what_was_rolled_back(book: CouponBook, clock: ManualClock) -> None:
+    """Rolling back says what had been redeemed, every time it is repeated; nothing if nothing had been."""
+    coupon = await book.apply(offer_until(clock.now_ms() + HOUR_MS))
+    assert (await book.rollback(coupon.code, "r-0"))[1] is None
+    await book.redeem(coupon.code, GRABEN, "r-1", revenue_cents=1_000, discount_cents=150)
+    with pytest.raises(Conflict):
+        await book.rollback(coupon.code, "r-1", RING)
+    for _ in range(2):
+        now, was = await book.rollback(coupon.code, "r-1", GRABEN)
+        assert (now.state, now.revenue_cents) == ("applied", None)
+        assert was == Redemption(redemption_id="r-1", revenue_cents=1_000, discount_cents=150)
+    with pytest.raises(Conflict):
+        await book.redeem(coupon.code, GRABEN, "r-1")
+
+
+async def test_coupons_from_before_there_were_terms(book: CouponBook, redis: Redis, clock: ManualClock) -> None:
+    """A record that an older release wrote can be redeemed, rolled back and forgotten."""
+    offer = offer_until(clock.now_ms() + HOUR_MS)
+    code = book.code_of(offer.decision)
+    old = {"offer": msgspec.json.encode(offer), "state": "applied", "applied_ms": clock.now_ms()}
+    await redis.hset(keys.coupon(code), mapping={**old, "expires_ms": offer.expires_ms})
+    await redis.pexpire(keys.coupon(code), KEEP_MS)
+    await redis.zadd(keys.coupons_of(offer.customer), {code: offer.expires_ms + KEEP_MS})
+    assert (await book.reserve(code, GRABEN, "r-1")).state == "reserved"
+    assert (await book.redeem(code, GRABEN, "r-1")).state == "redeemed"
+    assert (await book.rollback(code, "r-1"))[0].state == "applied"
+    assert await book.forget(offer.customer) == 1
+    assert await redis.dbsize() == 0

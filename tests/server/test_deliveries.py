@@ -9,79 +9,24 @@ import pytest
 from redis.asyncio import Redis
 
 from channels.contract import Prepared
-from channels.gateway.streams import ChannelStreams
 from nearcast import keys
-from nearcast.clock import ManualClock
 from nearcast.decisions import Reason
 from nearcast.errors import Unavailable
-from nearcast.events import Cart, Consent, Erase, Profile
-from nearcast.ids import CustomerId
-from nearcast.messages import Message
+from nearcast.events import Consent, Erase
 from nearcast.world import Stock
 from offers.policy import Policy, QuietHours
 from offers.worldfile import WorldFile
-from server.api.links import LinkSigner
 from server.consents import OptOuts
-from server.deliveries import DeliveryDesk
-from server.intake import Intake
-from server.log.streams import StreamsLog
 from server.state import StateStore
-from server.world import WorldStore
-from tests.server.rig import PARTITIONS, Playback, committed, engine_on, records_of
+from tests.server.counter import ANN, NOW, Counter, open_counter
+from tests.server.rig import PARTITIONS
 from tests.server.test_engine import consent, fix
-from tests.server.town import WORLD
-
-NOW = 1_795_000_000_000
-ANN = CustomerId("ann")
-
-
-class Counter:
-    """A decision taken and committed, waiting in the outbox; and the desk that the dispatcher asks."""
-
-    def __init__(self, redis: Redis, world: WorldStore, log: StreamsLog, engine: Any, policy: Policy) -> None:
-        self.redis = redis
-        self.world = world
-        self.clock = ManualClock(NOW + 1_000)
-        self.opt_outs = OptOuts(redis, PARTITIONS)
-        self.engine = engine
-        self.desk = DeliveryDesk(
-            redis=redis,
-            state=StateStore(redis, PARTITIONS),
-            world=world,
-            opt_outs=self.opt_outs,
-            streams=ChannelStreams(redis, "desk", self.clock),
-            log=log,
-            intake=Intake(log, self.clock),
-            links=LinkSigner(b"secret"),
-            policy=policy,
-            public_url="https://shop.example",
-            clock=self.clock,
-        )
-
-    async def message(self) -> Message:
-        (entry,) = (await committed(self.redis)).outbox
-        assert isinstance(entry, Message)
-        return entry
-
-    async def happens(self, *events: Any) -> None:
-        await self.engine.process(records_of(events, NOW + 10_000))
 
 
 @pytest.fixture(params=[Policy()])
 async def counter(request: pytest.FixtureRequest, redis: Redis, valkey_url: str) -> AsyncIterator[Counter]:
-    log = StreamsLog(valkey_url, PARTITIONS)
-    await log.start()
-    world = WorldStore(redis)
-    await world.put(WORLD)
-    engine = engine_on(redis, Playback(), world)
-    await engine.follow_assignment()
-    made = Counter(redis, world, log, engine, request.param)
-    profile = Profile(id="p", uid="ann", ts=NOW, name="Ann", phone="+43660555000", email="ann@example.com")
-    cart = Cart(id="c", uid="ann", ts=NOW, action="add", sku="beans")
-    scopes = [consent("ann", NOW, scope) for scope in ("websocket", "sms", "email")]
-    await engine.process(records_of([profile, cart, *scopes, fix("ann", NOW + 5, 80)], NOW))
-    yield made
-    await log.stop()
+    async with open_counter(redis, valkey_url, request.param) as made:
+        yield made
 
 
 async def test_all_is_well(counter: Counter) -> None:

@@ -37,6 +37,7 @@ from nearcast.messages import Emitted, Message
 from nearcast.world import Promotion, Where, Words
 from offers.policy import Policy
 from offers.worldfile import WorldFile
+from server.budgets import Leases
 from server.engine import Engine
 from server.intake import Intake
 from server.log.base import Record
@@ -117,6 +118,7 @@ async def desk(redis: Redis) -> Desk:
         consumer=Playback(),
         state=StateStore(redis, PARTITIONS),
         world=world,
+        budgets=Leases(redis, PARTITIONS, SystemClock()),
         models=FixedModels(SCORER),
         rules=FoldRules(),
         policy=Policy(),

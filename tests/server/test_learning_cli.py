@@ -123,7 +123,7 @@ def test_a_model_is_judged_by_what_it_would_have_done(log: Path) -> None:
     assert (found["decisions"], found["customers"], found["untried"]) == (400, 200, 0.0)
     assert found["model"] == scorer.version
     assert found["left_out"] == {
-        "an alert to staff was possible": 1,
+        "an alert or a notice was possible": 1,
         "nothing but nothing was possible": 2,
         "no probabilities were noted": 1,
         "no inputs of the model": 1,

@@ -9,10 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from channels.contract import Channel, Prepared
-from channels.delivery import Delivery
 from channels.dispatcher import Dispatcher, DispatcherSettings
 from channels.gateway.streams import ChannelStreams
 from channels.mail import MailChannel, MailSettings
+from channels.states import Delivery
 from channels.stub import StubChannel
 from nearcast import keys
 from nearcast.clock import ManualClock, SystemClock
@@ -22,10 +22,12 @@ from nearcast.messages import Emitted, Message, OutboxEntry, encode_outbox
 from offers.policy import Policy
 from server.api.links import LinkSigner
 from server.consents import OptOuts
+from server.coupons import CouponBook
 from server.deliveries import DeliveryDesk
 from server.intake import Intake
 from server.log.streams import StreamsLog
 from server.outbox import GROUP, ValkeyOutbox
+from server.recalls import Recaller
 from server.state import StateStore
 from server.world import WorldStore
 from tests.channels.examples import MemoryDesk, a_message, until
@@ -364,14 +366,16 @@ class _StoredDesk(MemoryDesk):
 def stored(redis: Redis, valkey_url: str) -> DeliveryDesk:
     """The real desk; its log is not started."""
     clock, log = SystemClock(), StreamsLog(valkey_url, 3)
+    state, coupons, intake = StateStore(redis, 3), CouponBook(redis, b"secret", clock), Intake(log, clock)
     return DeliveryDesk(
         redis=redis,
-        state=StateStore(redis, 3),
+        state=state,
         world=WorldStore(redis),
         opt_outs=OptOuts(redis, 3),
-        streams=ChannelStreams(redis, "desk", clock),
+        coupons=coupons,
+        recaller=Recaller(redis, state, coupons, ChannelStreams(redis, "desk", clock), intake),
         log=log,
-        intake=Intake(log, clock),
+        intake=intake,
         links=LinkSigner(b"s" * 32),
         policy=Policy(),
         public_url="https://shop.example",

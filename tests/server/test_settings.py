@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from nearcast.errors import ConfigurationError
+from nearcast.world import Cap
 from server import reference
+from server.core import policy_of
 from server.credentials import FILE, secrets_for
 from server.settings import Settings, load, parse_quiet_hours
 
@@ -45,7 +47,13 @@ def test_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"NEARCAST_DEAD_LETTERS_LIMIT": "0"}, "NEARCAST_DEAD_LETTERS_LIMIT"),
         ({"NEARCAST_LATE_AFTER_S": "0"}, "NEARCAST_LATE_AFTER_S"),
         ({"NEARCAST_ROLES": '["cook"]'}, "NEARCAST_ROLES"),
-        ({"NEARCAST_ROLES": "api"}, "roles"),
+        ({"NEARCAST_ROLES": "api"}, "NEARCAST_ROLES: is not JSON"),
+        ({"NEARCAST_CAPS": "[{"}, "NEARCAST_CAPS: is not JSON"),
+        ({"NEARCAST_CAPS": '{"count": 1}'}, "NEARCAST_CAPS: must be a list, not a set of fields"),
+        ({"NEARCAST_CAPS": '[{"count": 1}]'}, r"NEARCAST_CAPS: \[0\]: a cap has either `period_s`"),
+        ({"NEARCAST_CAPS": '[{"count": 0, "period": "day"}]'}, r"NEARCAST_CAPS: \[0\]\.count: must be at least 1"),
+        ({"NEARCAST_CAPS": '[{"count": 1, "perod": "day"}]'}, "`perod` is not a field here"),
+        ({"NEARCAST_PERSONAL_PRICES": "perhaps"}, "NEARCAST_PERSONAL_PRICES"),
         ({"NEARCAST_ROLES": "[]"}, "NEARCAST_ROLES"),
         ({"NEARCAST_API_KEYS": '{"boss": "k"}'}, "NEARCAST_API_KEYS"),
         ({"NEARCAST_QUIET_HOURS": "9-17"}, "NEARCAST_QUIET_HOURS"),
@@ -65,6 +73,20 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, variables: dict
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match=said):
         load()
+
+
+def test_caps_from_either_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of caps, from the file or as JSON in the environment, stands beside the offers per day in the policy."""
+    weekly = Cap(count=2, period="week", channels=["sms"])
+    file = tmp_path / "nearcast.toml"
+    file.write_text('personal_prices = true\n[[caps]]\ncount = 2\nperiod = "week"\nchannels = ["sms"]\n')
+    monkeypatch.setenv("NEARCAST_CONFIG", str(file))
+    assert policy_of(load()).caps == (Cap(count=6, period_s=86_400), weekly)
+    assert policy_of(load()).personal_prices
+    monkeypatch.setenv("NEARCAST_CAPS", '[{"count": 1, "period_s": 60, "tags": ["loud"]}]')
+    monkeypatch.setenv("NEARCAST_OFFERS_PER_DAY", "9")
+    expected = (Cap(count=9, period_s=86_400), Cap(count=1, period_s=60, tags=["loud"]))
+    assert policy_of(load()).caps == expected
 
 
 @pytest.mark.parametrize("text", ["partitons = 8\n", "[api_keys]\nboss = 'k'\n", "partitions = \n", "\x00"])
@@ -120,5 +142,6 @@ def test_the_reference_is_up_to_date() -> None:
     assert (pages / "settings.md").read_text() == reference.settings() + "\n"
     assert (pages / "metrics.md").read_text() == reference.metrics() + "\n"
     assert (pages / "promotions.schema.json").read_text() == reference.promotions() + "\n"
+    assert (pages / "world.schema.json").read_text() == reference.world() + "\n"
     for name in Settings.model_fields:
         assert f"`NEARCAST_{name.upper()}`" in reference.settings()

@@ -39,7 +39,7 @@ async def test_headless_run() -> None:
         assert reached["sent"] >= reached["delivered"] >= reached["opened"] >= 0, channel
         assert reached["delivered"] > 0, channel
     # What reached people is no more than what was decided.
-    decided = counted["decisions"]["offer"] + counted["decisions"].get("assist", 0)
+    decided = sum(counted["decisions"].get(kind, 0) for kind in ("offer", "notice", "assist"))
     assert sum(reached["sent"] for reached in pushes.values()) <= decided
     assert counted["coupons"]["applied"] > 0
     latency = counted["event_to_device_ms"]
@@ -117,6 +117,9 @@ async def test_the_page_and_a_kill(tmp_path: Path) -> None:
             await expect(page.locator(".phone")).to_have_count(3)
             await _apply_a_coupon(page)
             await expect(page.locator("#alerts .alert").first).to_be_visible(timeout=60_000)
+            # What led to nothing stands there with its reason in words.
+            await expect(page.locator("#why li strong").first).to_have_text(re.compile(r"\w+ .*\."), timeout=60_000)
+            await expect(page.locator("#reasons button").first).to_be_visible()
             assert troubles == []
 
             before = await page.locator(".phone .offer").count()

@@ -104,6 +104,18 @@ async def test_beside_a_running_server(tmp_path: Path) -> None:
         assert (code, out) == (0, ""), said
         assert "1 difference: 0 changed, 1 only in current, 0 only in new; 0 the same" in written.read_text()
         assert mode_of(written) == 0o600
+        # The newer spelling is the same command.
+        code, out, said = await output_of(
+            server.settings, said_in, "promotions", "what-if", file, "--rules", str(rules)
+        )
+        assert (code, out) == (0, written.read_text()), said
+        asked = ("abandoned", "--customer", "ann")
+        code, out, said = await output_of(server.settings, said_in, "promotions", "explain", *asked)
+        assert code == 0, said
+        # She could not be reached, and what nobody saw counts for no cap.
+        assert "abandoned for ann: nothing stops it now" in out
+        assert "walk_past at store graben, fence near" in out
+        assert "1 \u00d7 won                  It won." in out
         assert await stored(tmp_path) == before
 
         await shop.events([walk(500)])

@@ -75,8 +75,14 @@ async def test_on_kafka_and_an_outside_valkey(
             await phone.ack(push)
             coupon = await phone.apply(push)
             assert (await phone.apply(push)).code == coupon.code
-            redeemed = await till.redeem(coupon.code, store="graben", redemption_id="r1")
-            assert redeemed["state"] == "redeemed"
+            assert (await till.reserve(coupon.code, store="graben", redemption_id="r0"))["state"] == "reserved"
+            with pytest.raises(Refused, match="reserved"):
+                await till.redeem(coupon.code, store="graben", redemption_id="r1")
+            assert (await till.release(coupon.code, store="graben", redemption_id="r0"))["state"] == "applied"
+            redeemed = await till.redeem(
+                coupon.code, store="graben", redemption_id="r1", revenue_cents=1_690, discount_cents=253
+            )
+            assert (redeemed["state"], redeemed["discount_cents"]) == ("redeemed", 253)
             with pytest.raises(Refused, match="already_redeemed"):
                 await till.redeem(coupon.code, store="graben", redemption_id="r2")
         await producer.stop()
@@ -88,11 +94,19 @@ async def test_on_kafka_and_an_outside_valkey(
         ((_, letter),) = await eventually(letters)
         assert (letter[b"value"], letter[b"reason"]) == (b"not json", b"malformed_event")
 
-        async def redeemed_receipt() -> bool:
+        async def status() -> str:
             (message,) = (await admin.customer("ann"))["customer"]["messages"]
-            return bool(message["status"] == "redeemed")
+            return str(message["status"])
+
+        async def redeemed_receipt() -> bool:
+            return await status() == "redeemed"
+
+        async def brought_back() -> bool:
+            return await status() == "applied"
 
         await eventually(redeemed_receipt)
+        await till.rollback(coupon.code, store="graben", redemption_id="r1")
+        await eventually(brought_back)
         assert await server.stop() == 0
     assert "Traceback" not in server.log
 

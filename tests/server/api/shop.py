@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 from redis.asyncio import Redis
 
+from channels.states import State
 from channels.trace import Mark
 from nearcast.clock import ManualClock
 from nearcast.customer import Customer, Presence, Trip
@@ -26,7 +27,8 @@ from offers.worldfile import WorldFile
 from server.api.keyring import KeyRing
 from server.api.links import LinkSigner
 from server.api.services import Limits, TokenRole, WorldKind
-from server.coupons import Coupon, CouponBook, apply_offer
+from server.blocks import Blocks
+from server.coupons import Coupon, CouponBook, Redemption, apply_offer
 from server.deliveries import Report
 from server.model_registry import ModelRegistry
 
@@ -78,7 +80,10 @@ class Shop:
         self.demo = demo
         self.web_root = web
         self.coupons = CouponBook(redis, b"coupon secret", self.clock)
+        self.blocks = Blocks(redis, self.coupons, self.clock)
         self.away = False
+        #: How far the dispatcher got with the offer's message.
+        self.state: State = "sent"
         self.log: list[IntakeEvent] = []
         self.world: dict[WorldKind, dict[str, object]] = {"store": {}, "fence": {}, "product": {}, "promotion": {}}
         self.stock: dict[tuple[str, str], int] = {}
@@ -92,6 +97,7 @@ class Shop:
             NOTHING: decision_of(NOTHING, "nothing", self.clock.now_ms()),
         }
         self.receipts: list[tuple[str, str, DeliveryStatus, Channel | None, str]] = []
+        self.redemptions: list[tuple[DeliveryStatus, Redemption]] = []
         self.components = {"store": "ok", "log": "ok"}
         self.published: list[bytes] = []
         self.publications: list[tuple[str, bytes, str, str | None]] = []
@@ -156,7 +162,7 @@ class Shop:
             message=message,
             decision=OFFER,
             status="sent",
-            state="sent",
+            state=self.state,
             channel="sms",
             given_up=[],
             reason="",
@@ -228,9 +234,12 @@ class Shop:
         status: DeliveryStatus,
         channel: Channel | None,
         reason: str,
+        redemption: Redemption | None = None,
     ) -> None:
         self._reach()
         assert message == message_id(decision, "customer")
+        if redemption is not None:
+            self.redemptions.append((status, redemption))
         self.receipts.append((customer, decision, status, channel, reason))
 
 

@@ -18,7 +18,11 @@ from tests.server.api.shop import KEYS, Shop, key
 Check = Callable[[httpx.Response, int], str]
 
 #: Everything that may be called without a key. Links carry their own proof, and are tested for that.
-PUBLIC = {"/health", "/ready", "/metrics", "/v1/openapi.json", "/docs"}
+PUBLIC = {"/health", "/ready", "/metrics", "/v1/openapi.json", "/docs", "/v1/coupons/keys"}
+#: The page that asks for a key before it shows any figure.
+PUBLIC |= {"/reports", "/reports/", "/reports/{name}"}
+#: In the demo only.
+DEMO = {"/demo", "/demo/scene.json", "/demo/reports", "/demo/reports/{promotion:path}"}
 BY_TOKEN = {"/m/{token}", "/m/{token}/opened", "/u/{token}", "/v1/callbacks/sms/{token}"}
 #: route → the roles that may call it, besides admin. The list the documentation promises.
 ROLES = {
@@ -33,8 +37,13 @@ ROLES = {
     ("GET", "/v1/customers/anna/decisions"): "admin",
     ("POST", "/v1/coupons/apply"): "intake",
     ("GET", "/v1/coupons/ABCDE"): "pos",
+    ("GET", "/v1/coupons/ABCDE/qr"): "intake",
+    ("POST", "/v1/coupons/ABCDE/reserve"): "pos",
+    ("POST", "/v1/coupons/ABCDE/release"): "pos",
     ("POST", "/v1/coupons/ABCDE/redeem"): "pos",
     ("POST", "/v1/coupons/ABCDE/rollback"): "pos",
+    ("POST", "/v1/stores/graben/blocks"): "pos",
+    ("POST", "/v1/blocks/b-1/merge"): "pos",
     ("PUT", "/v1/demo/scene"): "admin",
     ("GET", "/v1/models"): "admin",
     ("POST", "/v1/models"): "admin",
@@ -52,7 +61,7 @@ async def test_every_route_asks_for_a_key(redis: Redis) -> None:
     async with client_of(shop) as api:
         for context in iter_route_contexts(create_app(shop).routes):
             path, methods = context.path or "", context.methods or set()
-            if path in PUBLIC or path in ("/demo", "/demo/scene.json"):
+            if path in PUBLIC or path in DEMO:
                 continue
             for method in methods:
                 for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Basic YTpi"}):

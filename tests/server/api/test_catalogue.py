@@ -6,7 +6,9 @@ import httpx
 import msgspec
 
 from geofence.geojson import collection_of, fences_from_geojson, fences_to_geojson
+from nearcast.world import Promotion
 from server.api.catalogue import _EXAMPLE, _FENCES
+from tests.offers.mistakes import EVERYTHING, MISTAKES, TAKEN
 from tests.server.api.shop import Shop, key
 
 Check = Callable[[httpx.Response, int], str]
@@ -110,3 +112,22 @@ async def test_bad_geojson(api: httpx.AsyncClient, shop: Shop, problem: Check) -
     response = await api.put("/v1/fences", content=fences_to_geojson(_FENCES), headers=key("intake"))
     assert problem(response, 403) == "forbidden"
     assert problem(await api.get("/v1/fences", headers=key("intake")), 403) == "forbidden"
+
+
+async def test_everything_that_a_promotion_can_have(api: httpx.AsyncClient) -> None:
+    """It is taken as it is, and given back so."""
+    answer = await api.put("/v1/catalogue", json={"promotions": [EVERYTHING]}, headers=key("admin"))
+    assert answer.status_code == 200, answer.text
+    listed = await api.get("/v1/catalogue/promotions", headers=key("admin"))
+    assert msgspec.json.decode(listed.content, type=list[Promotion]) == [TAKEN]
+
+
+async def test_mistakes_in_it(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """Each is refused in the words that a file would be refused with, and says where."""
+    for change, field, words in MISTAKES:
+        document = {"promotions": [EVERYTHING | change]}
+        answer = await api.put("/v1/catalogue", json=document, headers=key("admin"))
+        assert problem(answer, 400) == "malformed_body"
+        assert answer.json()["detail"].startswith(words)
+        assert answer.json()["where"].startswith("$.promotions[0]" + (f".{field}" if field else ""))
+    assert shop.version == 0

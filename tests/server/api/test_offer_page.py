@@ -1,12 +1,15 @@
 """The page of an offer in real Chromium: when it says that it was opened, and when it doesn't."""
 
 import asyncio
+import io
 import socket
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import pytest
 import uvicorn
+import zxingcpp
+from PIL import Image
 from playwright.async_api import Browser, Page, async_playwright, expect
 from redis.asyncio import Redis
 
@@ -100,6 +103,19 @@ async def test_seen_for_a_second(page: Page, served: Served) -> None:
     await page.get_by_role("button", name="Apply").click()
     await expect(page.locator("#code")).to_be_visible()
     assert served.said == ["opened", "applied"]
+
+
+async def test_the_qr_code_as_a_scanner_sees_it(page: Page, served: Served) -> None:
+    """What is drawn on a dark phone's screen is the coupon's token, read by ZXing from a picture of the page."""
+    await page.emulate_media(color_scheme="dark")
+    await page.set_viewport_size({"width": 360, "height": 640})
+    await page.goto(served.link)
+    await page.get_by_role("button", name="Apply").click()
+    await expect(page.get_by_role("img", name="QR code")).to_be_visible()
+    picture = Image.open(io.BytesIO(await page.screenshot(full_page=True)))
+    (found,) = zxingcpp.read_barcodes(picture)
+    coupons = served.shop.coupons
+    assert found.text == coupons.token_of(await coupons.validate(coupons.code_of(OFFER)))
 
 
 @pytest.mark.parametrize("sign", ["key", "pointer", "scroll"])

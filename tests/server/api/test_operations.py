@@ -15,7 +15,15 @@ from server.api.customers import ConsentChange
 from server.api.demo import Scene
 from server.api.keyring import KeyRing
 from server.api.models import Role
-from server.api.tills import ApplyRequest, RedeemRequest, RollbackRequest
+from server.api.tills import (
+    ApplyRequest,
+    BlockRequest,
+    MergeRequest,
+    RedeemRequest,
+    ReleaseRequest,
+    ReserveRequest,
+    RollbackRequest,
+)
 from tests.server.api.conftest import client_of
 from tests.server.api.shop import KEYS, Shop
 
@@ -28,8 +36,12 @@ BODIES: dict[str, object] = {
     "put /v1/customers/{customer}/consents": ConsentChange,
     "post /v1/channels/{channel}/publications": NewPublication,
     "post /v1/coupons/apply": ApplyRequest,
+    "post /v1/coupons/{code}/reserve": ReserveRequest,
+    "post /v1/coupons/{code}/release": ReleaseRequest,
     "post /v1/coupons/{code}/redeem": RedeemRequest,
     "post /v1/coupons/{code}/rollback": RollbackRequest,
+    "post /v1/stores/{store}/blocks": BlockRequest,
+    "post /v1/blocks/{block}/merge": MergeRequest,
     "put /v1/demo/scene": Scene,
     # A ZIP file; its example says how to make one.
     "post /v1/models": str,

@@ -74,6 +74,29 @@ async def test_applying_shows_the_code(api: httpx.AsyncClient, shop: Shop) -> No
     assert "You have used this coupon" in (await api.get(path)).text
 
 
+async def test_a_recalled_offer_says_so(api: httpx.AsyncClient, shop: Shop) -> None:
+    """The link of an SMS that can't be unsent: no offer any more, and nothing to apply; nor is it said to be opened."""
+    path = link(shop, "message")
+    shop.state = "recalled"
+    assert await shop.coupons.withdraw(OFFER)
+    for method in ("GET", "POST"):
+        response = await api.request(method, path)
+        assert response.status_code == 410
+        assert "taken back" in response.text
+        assert "Coffee" not in response.text
+        assert "<form" not in response.text
+    assert shop.receipts == []
+
+
+async def test_a_recall_does_not_take_an_applied_coupon(api: httpx.AsyncClient, shop: Shop) -> None:
+    """It is theirs: the page goes on showing the code."""
+    path = link(shop, "message")
+    await api.post(path)
+    shop.state = "recalled"
+    assert not await shop.coupons.withdraw(OFFER)
+    assert shop.coupons.code_of(OFFER)[:5] in (await api.get(path)).text
+
+
 async def test_scripts_run_by_nonce_only(api: httpx.AsyncClient, shop: Shop) -> None:
     """The policy allows the page's own style and script, by a nonce that is new each time, and no other source."""
     path = link(shop, "message")

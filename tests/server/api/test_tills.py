@@ -1,11 +1,23 @@
 """Coupons over HTTP."""
 
 import asyncio
+import hashlib
+import re
 from collections.abc import Callable
+from xml.etree import ElementTree
 
 import httpx
+import jwt
+import numpy
+import zxingcpp
+from msgspec.structs import replace
+from redis.asyncio import Redis
 
-from tests.server.api.shop import NOTHING, OFFER, Shop, key
+from nearcast.world import CouponRules, Discount
+from server.coupon_guard import Guard
+from server.coupons import CouponBook
+from tests.server.api.conftest import client_of
+from tests.server.api.shop import NOTHING, OFFER, PROMOTION, Shop, key
 
 Check = Callable[[httpx.Response, int], str]
 
@@ -28,7 +40,7 @@ async def test_apply_validate_redeem(api: httpx.AsyncClient, shop: Shop) -> None
     assert await applied(api) == code
     typed = f"{code[:5]}-{code[5:10]} {code[10:]}".lower()
     seen = (await api.get(f"/v1/coupons/{typed}", headers=key("pos"))).json()
-    assert (seen["code"], seen["state"], seen["discount"]) == (code, "applied", {"percent": 15.0, "amount_cents": None})
+    assert (seen["code"], seen["state"], seen["discount"]) == (code, "applied", {"percent": 15.0})
     assert seen["expires_ms"] == shop.clock.now_ms() + 7_200_000
     response = await redeem(api, code, "r-1")
     assert (response.status_code, response.json()["state"]) == (200, "redeemed")
@@ -101,3 +113,158 @@ async def test_receipt_is_not_lost(api: httpx.AsyncClient, shop: Shop, problem: 
     shop.away = False
     assert (await redeem(api, code, "r-1")).status_code == 200
     assert [r[2] for r in shop.receipts] == ["applied", "redeemed"]
+
+
+async def test_reserve_release_and_roll_back(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """As docs/coupons.md tells it: reserved, taken by nobody else, redeemed with sums, called off, redeemed anew."""
+    code = await applied(api)
+    path = f"/v1/coupons/{code}"
+    purchase = {"store": "graben", "redemption_id": "r-1"}
+
+    async def post(step: str, **body: object) -> httpx.Response:
+        return await api.post(f"{path}/{step}", json=body, headers=key("pos"))
+
+    reserved = (await post("reserve", **purchase, hold_s=60)).json()
+    assert (reserved["state"], reserved["held_until_ms"]) == ("reserved", shop.clock.now_ms() + 60_000)
+    assert problem(await redeem(api, code, "r-2"), 409) == "reserved"
+    assert (await post("release", **purchase)).json()["state"] == "applied"
+    assert (await post("reserve", **purchase, while_in_store=True)).json()["while_in_store"] is True
+    sums = {"revenue_cents": 2_490, "discount_cents": 374}
+    redeemed = (await post("redeem", **purchase, **sums)).json()
+    assert {name: redeemed[name] for name in sums} == sums
+    for _ in range(2):
+        assert (await post("rollback", **purchase)).json()["state"] == "applied"
+    assert problem(await post("redeem", **purchase), 409) == "redemption_rolled_back"
+    assert (await post("redeem", store="graben", redemption_id="r-2")).status_code == 200
+    told = [(status, each.redemption_id, each.revenue_cents, each.discount_cents) for status, each in shop.redemptions]
+    assert told == [
+        ("redeemed", "r-1", 2_490, 374),
+        ("rolled_back", "r-1", 2_490, 374),
+        ("rolled_back", "r-1", 2_490, 374),
+        ("redeemed", "r-2", None, None),
+    ]
+
+
+async def test_called_off_before_it_was_redeemed(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """There is no receipt of what never was."""
+    code = await applied(api)
+    response = await api.post(f"/v1/coupons/{code}/rollback", json={"redemption_id": "r-1"}, headers=key("pos"))
+    assert response.status_code == 200
+    assert problem(await redeem(api, code, "r-1"), 409) == "redemption_rolled_back"
+    assert shop.redemptions == []
+
+
+async def test_the_qr_code(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """The app gets a token and its image; the token is good wherever a code is; a used coupon has no image."""
+    body = {"customer": "anna", "decision": OFFER}
+    coupon = (await api.post("/v1/coupons/apply", json=body, headers=key("intake"))).json()
+    token = coupon["token"]
+    image = await api.get(f"/v1/coupons/{coupon['code']}/qr", headers=key("intake"))
+    assert image.headers["content-type"] == "image/svg+xml"
+    assert read_svg(image.text) == token
+    jwks = jwt.PyJWKSet.from_json((await api.get("/v1/coupons/keys")).text)
+    verified = jwt.decode(token, jwks[jwt.get_unverified_header(token)["kid"]], ["EdDSA"], {"verify_exp": False})
+    assert (verified["code"], verified["exp"]) == (coupon["code"], (shop.clock.now_ms() + 7_200_000) // 1000)
+    seen = await api.get(f"/v1/coupons/{token}", headers=key("pos"))
+    assert (seen.json()["code"], "token" in seen.json()) == (coupon["code"], False)
+    assert (await redeem(api, token, "r-1")).json()["state"] == "redeemed"
+    assert problem(await api.get(f"/v1/coupons/{token}/qr", headers=key("intake")), 409) == "already_redeemed"
+    forged = token[:-6] + ("AAAAAA" if token[-6:] != "AAAAAA" else "BBBBBB")
+    assert problem(await api.get(f"/v1/coupons/{forged}", headers=key("pos")), 404) == "unknown_coupon"
+
+
+def read_svg(svg: str) -> str:
+    """The text of a QR code, drawn from its SVG and read by ZXing."""
+    root = ElementTree.fromstring(svg)
+    side = int(root.attrib["viewBox"].split()[2])
+    lines = root.findall("{http://www.w3.org/2000/svg}path")[-1].attrib["d"]
+    image = numpy.full((side, side), 255, dtype=numpy.uint8)
+    x = y = 0.0
+    for command, numbers in re.findall(r"([Mmh])([^Mmh]*)", lines):
+        steps = [float(number) for number in numbers.replace("-", " -").split()]
+        if command == "h":
+            image[int(y), int(x) : int(x + steps[0])] = 0
+            x += steps[0]
+        elif command == "m":
+            x, y = x + steps[0], y + steps[1]
+        else:
+            x, y = steps
+    (found,) = zxingcpp.read_barcodes(image.repeat(4, 0).repeat(4, 1))
+    return str(found.text)
+
+
+async def test_an_offer_without_a_coupon(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """There is nothing to apply; one that was applied before stays good."""
+    body = {"customer": "anna", "decision": OFFER}
+    promotions = shop.promotions
+    shop.promotions = {PROMOTION.promotion_id: replace(PROMOTION, coupon=CouponRules(kind="none"))}
+    response = await api.post("/v1/coupons/apply", json=body, headers=key("intake"))
+    assert problem(response, 409) == "no_coupon"
+    shop.promotions = promotions
+    code = await applied(api)
+    shop.promotions = {PROMOTION.promotion_id: replace(PROMOTION, coupon=CouponRules(kind="none"))}
+    assert await applied(api) == code
+
+
+async def test_terms_are_those_of_the_offer(api: httpx.AsyncClient, shop: Shop) -> None:
+    """What the decision says of the discount goes before the promotion; later changes change nothing."""
+    rules = CouponRules(exclusive=True, group="drinks", this_store=True, min_purchase_cents=500)
+    shop.promotions = {PROMOTION.promotion_id: replace(PROMOTION, coupon=rules)}
+    shop.decided[OFFER].discount = Discount(amount_cents=120)
+    code = await applied(api)
+    shop.promotions = {PROMOTION.promotion_id: PROMOTION}
+    assert await applied(api) == code
+    seen = (await api.get(f"/v1/coupons/{code}", headers=key("pos"))).json()
+    assert seen["discount"] == {"amount_cents": 120}
+    terms = (seen["exclusive"], seen["group"], seen["this_store"], seen["min_purchase_cents"])
+    assert terms == (True, "drinks", True, 500)
+
+
+async def test_a_recalled_offer(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """It can't be applied, and its would-be code is as unknown as any."""
+    assert await shop.coupons.withdraw(OFFER)
+    body = {"customer": "anna", "decision": OFFER}
+    response = await api.post("/v1/coupons/apply", json=body, headers=key("intake"))
+    assert problem(response, 410) == "offer_recalled"
+    assert problem(await redeem(api, shop.coupons.code_of(OFFER), "r-1"), 404) == "unknown_coupon"
+
+
+async def test_locked_out(redis: Redis, problem: Check) -> None:
+    """Too many unknown codes with one key at one store: 429 with when to come back; other stores go on."""
+    shop = Shop(redis)
+    places = {"graben": (48.2, 16.4), "ring": (48.2, 16.4)}
+    shop.coupons = CouponBook(redis, b"s", shop.clock, guard=Guard(most_unknown=3), places=lambda s: places.get(s))
+    async with client_of(shop) as api:
+        for n in range(3):
+            assert problem(await redeem(api, f"{n:020}", "r"), 404) == "unknown_coupon"
+        locked = await redeem(api, "3" * 20, "r")
+        assert problem(locked, 429) == "too_many_unknown_codes"
+        assert locked.headers["retry-after"] == "600"
+        body = {"store": "ring", "redemption_id": "r"}
+        other = await api.post(f"/v1/coupons/{'3' * 20}/redeem", json=body, headers=key("pos"))
+        assert problem(other, 404) == "unknown_coupon"
+
+
+async def test_blocks(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """Taken twice it is the same block; online its coupons go by its id; merged twice, nothing is redeemed twice."""
+    code = await applied(api)
+    path = "/v1/stores/graben/blocks"
+    wanted = {"id": "b-1", "for_s": 600}
+    first, again = [(await api.post(path, json=wanted, headers=key("pos"))).json() for _ in range(2)]
+    assert first == again
+    (entry,) = first["block"]["coupons"]
+    assert entry["hash"] == hashlib.sha256(code.encode()).hexdigest()
+    assert code not in str(first)
+    elsewhere = await api.post("/v1/stores/ring/blocks", json=wanted, headers=key("pos"))
+    assert problem(elsewhere, 409) == "other_store"
+    assert problem(await redeem(api, code, "r-1"), 409) == "in_block"
+    body = {"store": "graben", "redemption_id": "r-1", "block": "b-1"}
+    assert (await api.post(f"/v1/coupons/{code}/redeem", json=body, headers=key("pos"))).status_code == 200
+    made = {"code": code, "redemption_id": "r-2", "at_ms": shop.clock.now_ms()}
+    merge = {"redemptions": [made, made | {"redemption_id": "r-1"}, made | {"code": "0" * 20}], "close": True}
+    for _ in range(2):
+        merged = await api.post("/v1/blocks/b-1/merge", json=merge, headers=key("pos"))
+        verdicts = [verdict["verdict"] for verdict in merged.json()["verdicts"]]
+        assert verdicts == ["already_redeemed", "redeemed", "unknown_coupon"]
+    assert problem(await api.post("/v1/blocks/b-2/merge", json=merge, headers=key("pos")), 404) == "unknown_block"
+    assert {(status, each.redemption_id) for status, each in shop.redemptions} == {("redeemed", "r-1")}

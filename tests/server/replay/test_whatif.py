@@ -13,7 +13,7 @@ from nearcast.decisions import Reason
 from nearcast.errors import InputError
 from nearcast.events import TOPIC_OF, Cart, Consent, Event, Identify, Location, Profile, Receipt, Stitch, Timer, encode
 from nearcast.ids import CustomerId, DecisionId, EventId, PromotionId, Sku, decision_id, message_id, partition_of
-from nearcast.world import Experiment, Promotion, Words
+from nearcast.world import Budget, Experiment, Promotion, Words
 from offers.worldfile import WorldFile
 from server import settings as settings_module
 from server.replay.player import Key, Made
@@ -451,6 +451,11 @@ def test_what_differs() -> None:
         "tea": (3, 1),
         "coffee": (0, 2),
     }
+    assert (report.moved, report.new, report.gone) == (1, 1, 1)
+    assert [(each.reason, each.before, each.after) for each in report.reasons] == [
+        ("capped", 1, 0),
+        ("out_of_stock", 0, 1),
+    ]
     assert len(compare(bare, before, after, 2).samples) == 2
     assert compare(bare, before, after, 10).only_after == 2
 
@@ -488,3 +493,25 @@ async def test_rules_that_cannot_be_used(tmp_path: Path) -> None:
         (folder / name).write_bytes(msgspec.json.encode(WorldFile(promotions=[promotion])))
     (folder / "notes.txt").write_text("not a world file")
     assert [each.id for each in read_rules([folder]).promotions] == ["abandoned", "remind"]
+
+
+async def test_what_a_budget_would_change(tmp_path: Path) -> None:
+    """With a budget of two, two of five carts are reminded of, the others with the reason; both sides of it are told.
+
+    In the replay as live, no more goes out than the budget has.
+    """
+    people = [f"shopper {number}" for number in range(5)]
+    events = [event for who in people for event in (consent(NOON, who), cart(NOON, who))]
+    day = recording(tmp_path, [*events, fix(NOON + HOUR, 500)])
+    tight = msgspec.structs.replace(REMIND, budgets=[Budget(pieces=2)])
+    report = await replayed(day, rules=rules(tmp_path, *WORLD.promotions, tight))
+    assert (report.moved, report.new, report.gone) == (0, 0, 3)
+    assert [(each.reason, each.before, each.after) for each in report.reasons] == [("budget_exhausted", 0, 3)]
+    (remind,) = report.promotions
+    assert (remind.before, remind.after) == (5, 2)
+    assert remind.expected_cents_before > remind.expected_cents_after > 0
+    assert [(each.pieces_before, each.pieces_after) for each in remind.budgets] == [(0, 2)]
+    text = as_text(report)
+    assert "messages: 0 moved to another promotion, 0 new, 3 gone" in text
+    assert "remind     all  0 -> 2" in text
+    assert "budget_exhausted  0        3    +3" in text

@@ -1,0 +1,22 @@
+"""64 redeemers of one coupon, their processes killed, the store killed: exactly one wins, in every round.
+
+`python -m bench.redeemers` runs 10,000 rounds of the same.
+"""
+
+from pathlib import Path
+
+from bench.redeemers import Faults, storm
+
+
+def test_one_wins(tmp_path: Path, seed: int) -> None:
+    """40 rounds, 5 killed processes, a killed store: one winner each, who stays it."""
+    wrong, count = storm(tmp_path, 40, Faults(kills=5, store_kills=1), seed)
+    assert not wrong, wrong
+    assert (count["rounds"], count["won"], count["refused"]) == (40, 40, 40 * 63)
+    assert (count["kills"], count["store_kills"]) == (5, 1)
+
+
+def test_the_check_sees(tmp_path: Path, seed: int) -> None:
+    """With looking apart from redeeming the same check turns red, without any kill."""
+    wrong, _ = storm(tmp_path, 60, Faults(kills=0, store_kills=0), seed, "look, then redeem")
+    assert any("purchases were told that they have the coupon" in each for each in wrong), wrong
