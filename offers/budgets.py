@@ -57,6 +57,11 @@ def promotion_of(pool: str) -> str:
     return pool.partition(_SEPARATOR)[0]
 
 
+def period_of(pool: str) -> str:
+    """The name of the period that a pool is of; "" for all time."""
+    return pool.rpartition(_SEPARATOR)[2]
+
+
 def _period_of(period: Literal["all", "day", "week", "month"], zone: tzinfo, at_ms: int) -> tuple[str, datetime | None]:
     """The name of the calendar period that a time is in, by a clock in `zone`, and when it ends (None: never)."""
     if period == "all":

@@ -241,16 +241,22 @@ class Leases:
             raise Fenced("another worker has the partition's list of budgets")
 
 
-async def usage(redis: Redis, partitions: int, pool: str) -> Usage:
-    """What is out of a pool at present. Raises `Unavailable`."""
+async def usages(redis: Redis, partitions: int, pools: Sequence[str]) -> list[Usage]:
+    """What is out of each pool at present. Raises `Unavailable`."""
     with reaching_store():
         async with redis.pipeline(transaction=False) as pipe:
-            pipe.hmget(keys.budget(pool), "pieces", "cents")
-            for partition in range(partitions):
-                pipe.hmget(keys.spent(partition, pool), "pieces", "cents")
-            granted, *spent = cast("list[list[bytes | None]]", await pipe.execute())
-    used_pieces, used_cents = (sum(int(row[unit] or 0) for row in spent) for unit in (0, 1))
-    return Usage(used_pieces, used_cents, int(granted[0] or 0) - used_pieces, int(granted[1] or 0) - used_cents)
+            for pool in pools:
+                pipe.hmget(keys.budget(pool), "pieces", "cents")
+                for partition in range(partitions):
+                    pipe.hmget(keys.spent(partition, pool), "pieces", "cents")
+            answers = iter(cast("list[list[bytes | None]]", await pipe.execute() if pools else []))
+    found = []
+    for _ in pools:
+        granted = next(answers)
+        spent = [next(answers) for _ in range(partitions)]
+        pieces, cents = (sum(int(row[unit] or 0) for row in spent) for unit in (0, 1))
+        found.append(Usage(pieces, cents, int(granted[0] or 0) - pieces, int(granted[1] or 0) - cents))
+    return found
 
 
 def _not_fenced(answer: Sequence[int]) -> tuple[int, int]:

@@ -265,7 +265,11 @@ class Desk:
         found = await self._reports.of_one(promotion, days)
         if known is None and not any(found.values()):
             raise NotFound("unknown_promotion", f"there is no promotion {promotion!r}, nor was there on those days")
-        return reports.report_of(promotion, known, days, found)
+        budgets: list[reports.BudgetUse] = []
+        if known is not None and known.budgets:
+            stores = self._world.current.catalogue.stores
+            budgets = await reports.budgets_of(known, stores, self._redis, self._state.partitions, self.clock.now_ms())
+        return reports.report_of(promotion, known, days, found, budgets)
 
     async def promotion_reports(self, asked: reports.Asked) -> reports.Table:
         days = asked.days(self.clock.now_ms())

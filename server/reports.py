@@ -6,16 +6,20 @@ A figure is the sum over all partitions of what `offers.measure` counted for a U
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from typing import Literal
 
 import msgspec
 from redis.asyncio import Redis
 
 from nearcast import keys
 from nearcast.errors import InputError
-from nearcast.ids import PromotionId
-from nearcast.world import MessageKind, Promotion
+from nearcast.hours import zone_named
+from nearcast.ids import PromotionId, StoreId
+from nearcast.world import MessageKind, Promotion, Store
 from offers import measure
+from offers.budgets import period_of, shares_of
 from offers.lift import Arm, Lift, compare
+from server.budgets import usages
 from server.store import reaching_store, text
 
 MOST_DAYS, DEFAULT_DAYS = 92, 28
@@ -159,8 +163,22 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
     last_touch_cents: int
 
 
+class BudgetUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is out of one shared budget in its present period: so many offers and cents, of at most so many."""
+
+    per: Literal["promotion", "store"]
+    #: The store, of a budget per store.
+    store: StoreId | None = None
+    #: "all", or "day", "week" or "month" and when it began.
+    period: str
+    pieces: int | None = None
+    cents: int | None = None
+    used_pieces: int = 0
+    used_cents: int = 0
+
+
 class Report(Summary, kw_only=True):
-    """The same by day, and why messages were given up."""
+    """The same by day, why messages were given up, and what is out of its budgets now."""
 
     #: First and last day, by UTC.
     first: str = msgspec.field(name="from")
@@ -168,6 +186,8 @@ class Report(Summary, kw_only=True):
     #: Outcome ("suppressed", "recalled") → reason → how often it was reported.
     reasons: dict[str, dict[str, int]]
     days: list[Day]
+    #: Of budgets per store, the stores where something is out; those per customer are not summed up.
+    budgets: list[BudgetUse]
 
 
 class Table(msgspec.Struct, kw_only=True):
@@ -178,8 +198,43 @@ class Table(msgspec.Struct, kw_only=True):
     promotions: list[Summary]
 
 
+async def budgets_of(
+    promotion: Promotion, stores: Mapping[StoreId, Store], redis: Redis, partitions: int, now_ms: int
+) -> list[BudgetUse]:
+    """What is out of a promotion's shared budgets now. Raises `Unavailable`."""
+    shared = [budget for budget in promotion.budgets if budget.per != "customer"]
+    named = [StoreId(name) for name in promotion.where.stores] or list(stores)
+    asked: dict[str, tuple[int, StoreId | None]] = {}
+    for store in [None, *named] if any(budget.per == "store" for budget in shared) else [None]:
+        known = stores.get(store) if store is not None else None
+        zone = zone_named(known.time_zone) if known is not None else None
+        for place, share in enumerate(shares_of(promotion, store, zone, now_ms)):
+            if (shared[place].per == "store") == (store is not None):
+                asked[share.charge.pool] = (place, store)
+    found = []
+    for (pool, (place, store)), used in zip(asked.items(), await usages(redis, partitions, list(asked)), strict=True):
+        budget = shared[place]
+        if store is None or used.used_pieces or used.used_cents:
+            found.append(
+                BudgetUse(
+                    per="promotion" if store is None else "store",
+                    store=store,
+                    period=period_of(pool) or "all",
+                    pieces=budget.pieces,
+                    cents=budget.cents,
+                    used_pieces=used.used_pieces,
+                    used_cents=used.used_cents,
+                )
+            )
+    return found
+
+
 def report_of(
-    promotion_id: PromotionId, promotion: Promotion | None, days: Sequence[str], found: Mapping[str, Counts]
+    promotion_id: PromotionId,
+    promotion: Promotion | None,
+    days: Sequence[str],
+    found: Mapping[str, Counts],
+    budgets: Sequence[BudgetUse] = (),
 ) -> Report:
     """A promotion's report; `promotion` is None if it is gone."""
     total: Counts = {}
@@ -196,6 +251,7 @@ def report_of(
         last=days[-1],
         reasons=reasons,
         days=[_day_of(day, found.get(day, {})) for day in days],
+        budgets=list(budgets),
     )
 
 

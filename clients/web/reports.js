@@ -171,6 +171,18 @@ function showReport(report) {
   line(at("redeemed"), byDay("redeemed"), short, `Redemptions by day, ${number.format(sum("redeemed"))} in all; the table below has them`);
   line(at("revenue"), byDay("revenue_cents"), (cents) => shortMoney.format(cents / 100), `Revenue by day, ${dollars(sum("revenue_cents"))} in all; the table below has it`);
   showDays(report.days);
+  at("budgets-card").hidden = report.budgets.length === 0;
+  facts(at("budgets"), report.budgets.map(spent));
+}
+
+/** One budget in words: what is out of it in its present period. */
+function spent({ per, store, period, pieces, cents, used_pieces: offers = 0, used_cents: off = 0 }) {
+  const where = per === "store" ? `${store}, ` : "";
+  const when = period === "all" ? "in all" : `${period.replace(" ", " of ")}`;
+  const told = [];
+  if (pieces !== undefined) told.push(`${number.format(offers)} of ${number.format(pieces)} offers`);
+  if (cents !== undefined) told.push(`${dollars(off)} of ${dollars(cents)} off`);
+  return `${where}${when}: ${told.join(", ")}`;
 }
 
 function days(seconds) {

@@ -179,6 +179,8 @@ async def test_killed_at_any_byte(
             _do(till, "redeem", coupon.code, "r-last")
             expected.setdefault(coupon.code, "r-last")
         assert {verdict.verdict for verdict in await till.merge(api)} == {"redeemed"}
+    with EdgeTill(journal, token, keys, shop.clock) as till:
+        assert till.waiting == []
     now = [await shop.coupons.validate(coupon.code) for coupon in coupons]
     assert {coupon.code: coupon.redemption_id for coupon in now} == expected
 

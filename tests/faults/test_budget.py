@@ -25,7 +25,7 @@ from nearcast.events import Action, Consent, encode
 from nearcast.messages import Message, decode_outbox
 from nearcast.world import Budget, Discount, Promotion, What, Words
 from offers.worldfile import WorldFile
-from server.budgets import Usage, usage
+from server.budgets import Usage, usages
 from server.log.base import Entry
 from server.log.streams import StreamsLog
 from server.world import WorldStore
@@ -136,7 +136,7 @@ class Storm:
         people = Counter(message.customer for message in messages)
         if twice := [person for person, offers in people.items() if offers > 1]:
             found.append(f"got it twice: {twice[:5]}")
-        counted = await usage(self._redis, PARTITIONS, POOL)
+        (counted,) = await usages(self._redis, PARTITIONS, [POOL])
         if counted[:2] != (BUDGET, BUDGET * CENTS):
             found.append(f"the store counts {counted}")
         return found
@@ -144,7 +144,7 @@ class Storm:
     async def at_rest(self) -> Usage:
         """What is out when nobody has come for a while: the engines give back what they don't need."""
         async with asyncio.timeout(ENDS_WITHIN_S):
-            while (found := await usage(self._redis, PARTITIONS, POOL)).held_pieces or found.held_cents:
+            while (found := (await usages(self._redis, PARTITIONS, [POOL]))[0]).held_pieces or found.held_cents:
                 await asyncio.sleep(0.1)
         return found
 

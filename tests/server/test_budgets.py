@@ -17,7 +17,7 @@ from nearcast.clock import ManualClock
 from nearcast.decisions import Charge
 from nearcast.errors import Fenced, Unavailable
 from offers.budgets import Limit
-from server.budgets import ASK_AGAIN_S, IDLE_S, Demand, Leases, Usage, usage
+from server.budgets import ASK_AGAIN_S, IDLE_S, Demand, Leases, Usage, usages
 from server.state import Commit, Ownership, Spent, StateStore
 
 PARTITIONS = 3
@@ -146,7 +146,7 @@ async def workers(redis: Redis, clock: ManualClock) -> list[Worker]:
 
 
 async def used_of(redis: Redis, pool: str = COFFEE) -> Usage:
-    return await usage(redis, PARTITIONS, pool)
+    return (await usages(redis, PARTITIONS, [pool]))[0]
 
 
 async def test_a_crowd(redis: Redis, workers: list[Worker]) -> None:

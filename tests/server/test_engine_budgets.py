@@ -13,7 +13,7 @@ from nearcast.ids import CustomerId, partition_of
 from nearcast.messages import Message
 from nearcast.world import Budget, Discount, Promotion, Store, What, Words
 from offers.worldfile import WorldFile
-from server.budgets import usage
+from server.budgets import usages
 from server.engine import Engine
 from server.world import WorldStore
 from tests.server.rig import PARTITIONS, Committed, Playback, committed, engine_on, records_of
@@ -77,7 +77,7 @@ async def test_a_crowd_in_one_batch(redis: Redis) -> None:
     assert len(found.outbox) == 8
     charges = [tuple(each) for made in found.decisions.values() for each in _charges(made)]
     assert charges == [("coffee\x1f\x1f", 1, 0)] * 8
-    assert (await usage(redis, PARTITIONS, "coffee\x1f\x1f"))[:2] == (8, 0)
+    assert (await usages(redis, PARTITIONS, ["coffee\x1f\x1f"]))[0][:2] == (8, 0)
 
 
 async def test_the_second_best_wins_where_the_best_has_run_out(redis: Redis) -> None:
@@ -125,7 +125,7 @@ async def test_what_was_not_sent_makes_room(redis: Redis, unsent: bool, more: in
     await engine.process(records_of(crowd(others, NOW + 2), NOW + 2))
     found = await committed(redis)
     assert outcomes(found)["coffee", None] == 1 + more
-    assert (await usage(redis, PARTITIONS, "coffee\x1f\x1f")).used_pieces == 1
+    assert (await usages(redis, PARTITIONS, ["coffee\x1f\x1f"]))[0].used_pieces == 1
 
 
 async def test_money(redis: Redis) -> None:

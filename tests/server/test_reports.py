@@ -14,14 +14,14 @@ from nearcast import keys
 from nearcast.decisions import Decision
 from nearcast.errors import Fenced, InputError
 from nearcast.events import Action, Consent, DeliveryStatus, Erase, Event, Line, Location, Purchase, Receipt
-from nearcast.ids import PromotionId
+from nearcast.ids import PromotionId, StoreId
 from nearcast.messages import Message
-from nearcast.world import Discount, Promotion, What, Where, Words
+from nearcast.world import Budget, Discount, Promotion, Store, What, Where, Words
 from offers.measure import COUNTERS, field_of, split_field
 from offers.policy import Policy
 from server.engine import Engine
 from server.log.base import Record
-from server.reports import Asked, ReportBook, report_of, table_of
+from server.reports import Asked, ReportBook, budgets_of, report_of, table_of
 from server.world import WorldStore
 from tests.server.rig import PARTITIONS, Committed, Playback, committed, engine_on, records_of
 from tests.server.town import LNG, WORLD, metres_north
@@ -362,3 +362,40 @@ def test_which_days() -> None:
         with pytest.raises(InputError) as error:
             Asked(first=bad[0], last=bad[1]).days(NOW)
         assert error.value.reason == reason
+
+
+async def test_what_is_out_of_budgets(redis: Redis) -> None:
+    """A report says what is out of each shared budget in its present period; of those per store, where anything is."""
+    stores = {
+        StoreId(name): Store(id=name, name=name, lat=48.2, lng=16.4, time_zone=zone)
+        for name, zone in (("graben", "Europe/Vienna"), ("harbour", "Asia/Tokyo"), ("far", "UTC"))
+    }
+    promotion = Promotion(
+        id="coffee",
+        name="Coffee",
+        trigger="app_open",
+        what=What(discount=Discount(amount_cents=250)),
+        budgets=[
+            Budget(pieces=100),
+            Budget(cents=5_000, per="store", period="day"),
+            Budget(pieces=2, per="customer"),
+        ],
+        words={"en": Words(title="Coffee")},
+    )
+    # 23:30 in Vienna, and the next day in Tokyo.
+    now_ms = round(datetime(2026, 11, 20, 22, 30, tzinfo=UTC).timestamp() * 1000)
+    for partition, pool, pieces, cents in (
+        (0, "coffee\x1f\x1f", 3, 0),
+        (1, "coffee\x1f\x1f", 4, 0),
+        (1, "coffee\x1fgraben\x1fday 2026-11-20", 0, 750),
+        (0, "coffee\x1fharbour\x1fday 2026-11-21", 0, 500),
+        (0, "coffee\x1fharbour\x1fday 2026-11-20", 0, 1_000),
+    ):
+        await redis.hset(keys.spent(partition, pool), mapping={"pieces": pieces, "cents": cents})
+    found = await budgets_of(promotion, stores, redis, PARTITIONS, now_ms)
+    assert [(each.per, each.store, each.period, each.used_pieces, each.used_cents) for each in found] == [
+        ("promotion", None, "all", 7, 0),
+        ("store", "graben", "day 2026-11-20", 0, 750),
+        ("store", "harbour", "day 2026-11-21", 0, 500),
+    ]
+    assert [(each.pieces, each.cents) for each in found] == [(100, None), (None, 5_000), (None, 5_000)]

@@ -317,7 +317,8 @@ class Customer:
                     return reason
             return None
 
-        assert await eventually(why) == because
+        reason = await eventually(why)
+        assert reason == because, f"{promotion} to {self.id}: {reason}, not {because}"
         assert not [push for push in (self.phone.pushes if self.phone else []) if push.promotion == promotion]
         for decision in await self.town.office.decisions(self.id):
             report = await self._report(decision) if decision.get("promotion") == promotion else None
@@ -343,7 +344,8 @@ class Customer:
             report = await self._report(decision)
             return report is not None and report["state"] == "recalled" and report["reason"]
 
-        assert await eventually(recalled) == because
+        reason = await eventually(recalled)
+        assert reason == because, f"{push.promotion} to {self.id}: {reason}, not {because}"
 
     async def _reason(self, decision: Json, promotion: str) -> str | None:
         """Why a decision led to no message of the promotion; "sent" if it did, None if that is not settled yet."""
