@@ -220,6 +220,19 @@ async def test_decided_and_never_committed(redis: Redis, workers: list[Worker], 
     assert await used_of(redis) == Usage(10, 0, 0, 0)
 
 
+async def test_what_is_about_to_be_committed_is_kept(redis: Redis, workers: list[Worker], clock: ManualClock) -> None:
+    """However long a batch takes: a lease that its commit draws on stays open, so that nothing leaks if that fails."""
+    made = await workers[0].decide(0, [CUP], 5, {COFFEE: Limit(100, None)})
+    clock.advance(round(2_000 * IDLE_S))
+    commit = await workers[0].prepare(0, made)
+    heir = Worker(redis, clock)
+    await heir.take_over(0)
+    with pytest.raises(Fenced):
+        await workers[0].send(commit)
+    await heir.rest()
+    assert await used_of(redis) == Usage(0, 0, 0, 0)
+
+
 async def test_a_sleeper_gives_nothing_back(redis: Redis, workers: list[Worker], clock: ManualClock) -> None:
     """Who wakes up after the partition was taken over can't give back what the heir has used, nor take more."""
     await workers[0].offer(0, [CUP], 1, Limit(20, None))
