@@ -220,6 +220,15 @@ async def test_decided_and_never_committed(redis: Redis, workers: list[Worker], 
     assert await used_of(redis) == Usage(10, 0, 0, 0)
 
 
+async def test_rounds_of_one_batch(redis: Redis, workers: list[Worker]) -> None:
+    """What the first round used counts in the second, although nothing of it is committed yet."""
+    limits = {COFFEE: Limit(12, None)}
+    made = [*await workers[0].decide(0, [CUP], 10, limits), *await workers[0].decide(0, [CUP], 10, limits)]
+    await workers[0].commit(0, made)
+    assert len(made) == 12
+    assert await used_of(redis) == Usage(12, 0, 0, 0)
+
+
 async def test_what_is_about_to_be_committed_is_kept(redis: Redis, workers: list[Worker], clock: ManualClock) -> None:
     """However long a batch takes: a lease that its commit draws on stays open, so that nothing leaks if that fails."""
     made = await workers[0].decide(0, [CUP], 5, {COFFEE: Limit(100, None)})
