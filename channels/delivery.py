@@ -28,7 +28,7 @@ from typing import Protocol
 import msgspec
 
 from channels.breaker import Breaker
-from channels.contract import Channel, Prepared
+from channels.contract import Channel, Outgoing, Prepared
 from channels.patience import Patience
 from channels.states import Delivery, State
 from channels.trace import count_handed_over
@@ -68,6 +68,14 @@ class Desk(Protocol):
     ) -> None:
         """Append a Receipt to the log; it is there when this returns. The same arguments make the same event id.
         `final` is False for an attempt of a message that goes on; `unsent` says that nothing has left the house."""
+        ...
+
+    async def announce(self, outgoing: Outgoing, channel: events.Channel) -> None:
+        """Tell other systems that a channel has taken the message, if they want to know. May be repeated."""
+        ...
+
+    async def announce_recall(self, message: Message) -> None:
+        """Tell other systems that a message was recalled, if they want to know. May be repeated."""
         ...
 
     async def recall(self, entry: Recall) -> None:
@@ -337,6 +345,9 @@ class Courier:
         EVENT_TO_SEND.labels(name).observe(max(0, handed_over_ms - journey.message.at_ms) / 1000)
         count_handed_over(journey.message.id, times_ms)
         self._breakers[name].worked()
+        # Before the state says that it was handed over: a dispatcher that dies in between leaves the hand-over, and
+        # this, to be repeated.
+        await self._patience.insist("an announcement", partial(self._desk.announce, prepared.outgoing, name))
         return await self._handed_over(journey, name, handed_over_ms, times_ms)
 
     async def _handed_over(
@@ -451,6 +462,10 @@ class Courier:
         delivery = journey.delivery
         if delivery.state == "pending" or delivery.state == "sending" or delivery.state == "awaiting":
             raise ValueError(f"{delivery.state} is not an outcome")
+        if delivery.state == "recalled":
+            # Whoever recalled it may have told of that before we told that it was handed over.
+            announce = partial(self._desk.announce_recall, journey.message)
+            await self._patience.insist("an announcement", announce)
         append = partial(
             self._desk.receipt,
             journey.message,

@@ -83,8 +83,9 @@ class History(msgspec.Struct, gc=False):
     segments: dict[str, SegmentHistory] = {}
 
 
-#: With these statuses a message reached nobody, and counts for no cap.
-UNSEEN: frozenset[DeliveryStatus | None] = frozenset({"failed", "expired", "suppressed"})
+#: With these statuses a message reached nobody, and counts for no cap. "expired" is none of them: nobody has reported
+#: anything, and a report may still come.
+UNSEEN: frozenset[DeliveryStatus | None] = frozenset({"failed", "suppressed"})
 
 
 #: With these statuses somebody reacted to a message. To dismiss it is none: that says no.
@@ -124,6 +125,10 @@ class SentMessage(msgspec.Struct, array_like=True, gc=False):
     #: What the redemption brought and took off, in cents.
     revenue_cents: int = 0
     discount_cents: int = 0
+    #: The channels that it was handed over by, as far as was heard; more than one after a fall-back.
+    on: list[Channel] = []
+    #: Redemptions that were heard of before the one ahead of them was called off: id, revenue and discount.
+    next_redemptions: list[tuple[str, int, int]] = []
 
     @property
     def answered(self) -> bool:
@@ -170,8 +175,9 @@ class Customer(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     loyalty: str = ""
     groups: list[str] = []
     attributes: dict[str, str] = {}
-    #: Loyalty points.
+    #: Loyalty points, if they were ever told.
     points: int = 0
+    points_known: bool = False
     #: Consent by scope, with the time it was given or withdrawn. A scope that is missing was never asked for.
     consents: dict[str, tuple[bool, int]] = {}
     cart: dict[Sku, CartItem] = {}

@@ -108,8 +108,8 @@ class WouldBe(msgspec.Struct, kw_only=True, omit_defaults=True):
 class Decision(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The outcome of one moment.
 
-    `outcome` is "offer" or "assist" (a message was put in the outbox) or "nothing"; for "nothing" `reason` is the
-    gate that stopped the candidate that got furthest, or what became of those that passed them all.
+    `outcome` is "offer", "notice" or "assist" (a message was put in the outbox) or "nothing"; for "nothing" `reason` is
+    the gate that stopped the candidate that got furthest, or what became of those that passed them all.
     """
 
     id: DecisionId

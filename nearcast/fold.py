@@ -93,8 +93,8 @@ STAGES: dict[DeliveryStatus, int] = {
     "applied": 4,
     "redeemed": 5,
 }
-#: A message that got so far was handed over; a receipt of an earlier step may be missing.
 _MOMENT = msgspec.json.Decoder(Moment)
+#: A message that got so far was handed over; a receipt of an earlier step may be missing.
 _HANDED_OVER: frozenset[DeliveryStatus | None] = REACTED | {"sent", "delivered", "dismissed"}
 _MOMENT_OF_ACTION: dict[str, Trigger] = {
     "app_open": "app_open",
@@ -217,7 +217,7 @@ def record_message(
     kept = customer.messages
     if len(kept) >= KEPT_MESSAGES:
         # What reached nobody counts for no cap, so it goes first.
-        idle = next((n for n, old in enumerate(kept) if old.status in UNSEEN), 0)
+        idle = next((n for n, old in enumerate(kept) if old.status in UNSEEN or old.status == "expired"), 0)
         kept = [*kept[:idle], *kept[idle + 1 :]]
     customer.messages = [*kept, sent]
     _set_deadline_timer(customer)
@@ -386,17 +386,27 @@ def _fold_consent(customer: Customer, event: Consent) -> None:
     _, since = customer.consents.get(event.scope, (False, -1))
     if not event.granted:
         customer.consents[event.scope] = (False, max(event.ts, since))
+        if event.scope in ("all", "location"):
+            # They could lead to nothing, and say where somebody was.
+            customer.held = [
+                (due_ms, data)
+                for due_ms, data in customer.held
+                if event.scope == "location" and _MOMENT.decode(data).fence is None
+            ]
+            _set_hold_timer(customer)
     elif event.ts > since:
         customer.consents[event.scope] = (True, event.ts)
 
 
 def _fold_profile(customer: Customer, event: Profile) -> Folded:
-    before = customer.points
+    before, was_known = customer.points, customer.points_known
     for field in ("name", "email", "phone", "locale", "time_zone", "loyalty", "groups", "attributes", "points"):
         value = getattr(event, field)
         if value is not None:
             setattr(customer, field, value)
-    if customer.points <= before:
+    customer.points_known = was_known or event.points is not None
+    if customer.points <= before or not was_known:
+        # The first balance is no rise: whoever is loaded with many points has had them before.
         return Folded()
     return Folded(
         moments=[
@@ -417,17 +427,23 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
     if sent is None:
         # Of someone erased meanwhile, or of an alert to staff long ago: it must not bring a record to life.
         return Folded(status="stale")
+    if event.channel is not None and event.status == "sent" and event.channel not in sent.on:
+        sent.on = [*sent.on, event.channel]
     if not event.final:
-        # It may still arrive, so it goes on counting for caps.
+        # It may still arrive, or is there and may go by another channel as well: it goes on counting for caps.
         return Folded()
     if event.status == "rolled_back":
         return _fold_rollback(customer, sent, event)
     undone = event.status == "failed" and sent.status == "sent" and sent.channel == event.channel
     forward = undone or _STATUS_ORDER[event.status] > _STATUS_ORDER[sent.status]
-    if event.status == "redeemed" and (event.redemption_id or "") in sent.called_off:
-        # Called off before it was heard of.
-        forward = False
-    stage = STAGES.get(event.status, 0) if forward or event.status != "redeemed" else 0
+    stage = STAGES.get(event.status, 0)
+    if event.status == "redeemed":
+        redemption = event.redemption_id or ""
+        if redemption in sent.called_off:
+            # Called off before it was heard of.
+            forward = False
+        elif sent.status == "redeemed" and redemption != sent.redemption:
+            return _redeemed_next(sent, event)
     if not forward and stage <= sent.reached:
         return Folded(status="duplicate")
     sent.reached = max(sent.reached, stage)
@@ -438,7 +454,7 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
         sent.redemption = event.redemption_id or ""
         sent.revenue_cents, sent.discount_cents = event.revenue_cents or 0, event.discount_cents or 0
     returned: list[tuple[str, int, int]] = []
-    if event.status == "suppressed" and event.unsent:
+    if event.status in ("suppressed", "failed") and event.unsent:
         returned, sent.charges = sent.charges, []
     before = sent.status
     sent.status = event.status
@@ -450,13 +466,27 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
     return Folded(returned=returned)
 
 
+def _redeemed_next(sent: SentMessage, event: Receipt) -> Folded:
+    """A coupon is redeemed again only once it was called off before: we'll hear of that."""
+    redemption = event.redemption_id or ""
+    if any(known == redemption for known, _, _ in sent.next_redemptions):
+        return Folded(status="duplicate")
+    after = (redemption, event.revenue_cents or 0, event.discount_cents or 0)
+    sent.next_redemptions = [*sent.next_redemptions[1 - KEPT_CALLED_OFF :], after]
+    return Folded()
+
+
 def _fold_rollback(customer: Customer, sent: SentMessage, event: Receipt) -> Folded:
     """The coupon is as if it had not been redeemed; that it once was stays in `reached`."""
     redemption = event.redemption_id or ""
     if redemption in sent.called_off:
         return Folded(status="duplicate")
     sent.called_off = [*sent.called_off[1 - KEPT_CALLED_OFF :], redemption]
+    sent.next_redemptions = [known for known in sent.next_redemptions if known[0] != redemption]
     if sent.status != "redeemed" or sent.redemption != redemption:
+        return Folded()
+    if sent.next_redemptions:
+        (sent.redemption, sent.revenue_cents, sent.discount_cents), *sent.next_redemptions = sent.next_redemptions
         return Folded()
     customer.redemptions = max(0, customer.redemptions - 1)
     sent.status, sent.redemption, sent.revenue_cents, sent.discount_cents = "applied", "", 0, 0

@@ -142,6 +142,19 @@ class Withdraw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     by: str = ""
 
 
+class SentPush(Push, kw_only=True, omit_defaults=True):
+    """A record of the topic `customers.promotions`: what was sent to a customer, the `customer` it went to (their id),
+    and the `channel` that took it."""
+
+    channel: Channel
+
+
+class SentWithdraw(Withdraw, frozen=True, kw_only=True, omit_defaults=True):
+    """A record of the topic `customers.promotions`: a message that was sent to a customer has been taken back."""
+
+    customer: CustomerId
+
+
 class _Kind(msgspec.Struct):
     kind: str = ""
 

@@ -22,5 +22,8 @@ PROMOTIONS = "products.promotions"
 #: Catalogue changes, keyed by the id of the thing changed; an empty value removes it. Applied to the shared world.
 CATALOGUE_TOPICS = (STORES, FENCES, PRODUCTS, STOCK, PROMOTIONS)
 
+#: Written by nearcast for others to read, keyed by customer: what was sent to customers, and what was taken back.
+SENT = "customers.promotions"
+
 #: For so long the coordinates of a fix are kept anywhere, in ms.
 POSITIONS_KEPT_MS = 15 * 60_000

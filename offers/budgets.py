@@ -14,6 +14,8 @@ from nearcast.world import Promotion
 
 #: Can't occur in an id.
 _SEPARATOR = "\x1f"
+#: Stands for the store, in a pool per store, of offers that are at none.
+_NOWHERE = "\x1e"
 #: A pool is kept for so long after its period: for events that are late, and for whoever asks what was given away.
 _KEEP = timedelta(days=40)
 
@@ -43,7 +45,7 @@ def shares_of(promotion: Promotion, store: StoreId | None, zone: tzinfo | None, 
             continue
         by_store = budget.per == "store"
         period, ends = _period_of(budget.period, (zone if by_store else None) or UTC, at_ms)
-        pool = _SEPARATOR.join((promotion.id, (store or "-") if by_store else "", period))
+        pool = _SEPARATOR.join((promotion.id, (store or _NOWHERE) if by_store else "", period))
         expires_s = round((ends + _KEEP).timestamp()) if ends is not None else 0
         charge = Charge(
             pool=pool, pieces=int(budget.pieces is not None), cents=cents if budget.cents is not None else 0

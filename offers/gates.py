@@ -281,8 +281,9 @@ def counted(cap: Cap, messages: Iterable[SentMessage], now_ms: int, zone: ZoneIn
 
 
 def _may_be_by(sent: SentMessage, channels: Collection[Channel]) -> bool:
-    if sent.channel is not None:
-        return sent.channel in channels
+    known = {*sent.on, *([sent.channel] if sent.channel is not None else [])}
+    if known:
+        return not known.isdisjoint(channels)
     return not sent.channels or any(channel in channels for channel in sent.channels)
 
 

@@ -6,7 +6,7 @@ Only messages that nobody has opened yet. What happens in the world instead (the
 
 from collections.abc import Callable, Collection
 
-from nearcast.customer import Customer, SentMessage
+from nearcast.customer import REACTED, Customer, SentMessage
 from nearcast.decisions import Reason
 from nearcast.events import Action, AnyEvent, Cart, Consent, DeliveryStatus, Purchase
 from nearcast.ids import FenceId, Sku
@@ -25,23 +25,48 @@ def on_event(customer: Customer, event: AnyEvent, had_in_cart: Collection[Sku]) 
     """What an event of the customer has put an end to. `had_in_cart` is what was in their cart before it."""
     match event:
         case Action(action="staff_contact"):
-            return _over(customer, event.ts, Reason.STAFF_CONTACT, lambda sent: sent.kind == "offer")
+            return _over(customer, event.ts, Reason.STAFF_CONTACT, _is_offer, also_later=True)
         case Consent(granted=False, scope="all"):
-            return _over(customer, event.ts, Reason.OPTED_OUT, lambda _: True)
+            return _over(customer, event.ts, Reason.OPTED_OUT, lambda _: True, also_later=True)
         case Consent(granted=False, scope="location"):
-            return _over(customer, event.ts, Reason.NO_CONSENT, lambda sent: sent.fence is not None)
+            return _over(customer, event.ts, Reason.NO_CONSENT, lambda sent: sent.fence is not None, also_later=True)
         case Consent(granted=False):
-            return _over(customer, event.ts, Reason.NO_CONSENT, lambda sent: sent.channel == event.scope)
+            return _over(
+                customer, event.ts, Reason.NO_CONSENT, lambda sent: _may_be_on(sent, event.scope), also_later=True
+            )
         case Purchase():
             bought = {line.sku for line in event.items}
-            return _over(customer, event.ts, Reason.BOUGHT, lambda sent: sent.sku in bought)
+            return _over(customer, event.ts, Reason.BOUGHT, lambda sent: _is_offer(sent) and sent.sku in bought)
         case Cart(action="order"):
-            return _over(customer, event.ts, Reason.BOUGHT, lambda sent: sent.sku in had_in_cart)
+            return _over(customer, event.ts, Reason.BOUGHT, lambda sent: _is_offer(sent) and sent.sku in had_in_cart)
         case _:
             return []
 
 
-def _over(customer: Customer, now_ms: int, reason: Reason, is_about: Callable[[SentMessage], bool]) -> list[Recall]:
+def may_have_reserved(customer: Customer) -> bool:
+    """Whether a coupon may be reserved for the customer as long as they are in some store."""
+    return any(_is_offer(sent) and (sent.status in _UNOPENED or sent.status in REACTED) for sent in customer.messages)
+
+
+def _is_offer(sent: SentMessage) -> bool:
+    return sent.kind == "offer"
+
+
+def _may_be_on(sent: SentMessage, channel: str) -> bool:
+    """Whether a message went by a channel, or may have: nothing is known yet of one that was decided just now."""
+    known = {*sent.on, *([sent.channel] if sent.channel is not None else [])}
+    return channel in (known or sent.channels)
+
+
+def _over(
+    customer: Customer,
+    now_ms: int,
+    reason: Reason,
+    is_about: Callable[[SentMessage], bool],
+    *,
+    also_later: bool = False,
+) -> list[Recall]:
+    """`also_later`: also messages that were decided after this by their own clock, but before it was heard of."""
     return [
         Recall(
             message=sent.message,
@@ -52,5 +77,8 @@ def _over(customer: Customer, now_ms: int, reason: Reason, is_about: Callable[[S
             store=sent.store,
         )
         for sent in customer.messages
-        if sent.status in _UNOPENED and sent.at_ms <= now_ms < sent.deadline_ms and is_about(sent)
+        if sent.status in _UNOPENED
+        and (also_later or sent.at_ms <= now_ms)
+        and now_ms < sent.deadline_ms
+        and is_about(sent)
     ]

@@ -19,7 +19,7 @@ from offers.gates import offers_to
 from offers.policy import Policy
 
 #: What was taken back says nothing of whoever it was taken from.
-_NO_ANSWER = UNSEEN | {"recalled"}
+_NO_ANSWER = UNSEEN | {"expired", "recalled"}
 
 
 def ignored(customer: Customer, catalogue: Catalogue, policy: Policy, at_ms: int) -> int:

@@ -384,10 +384,10 @@ class Batch:
         """The customer left a fence: take back what held there, and free what was reserved for them in that store."""
         if moment.fence is None or moment.store is None:
             return
-        entries: list[OutboxEntry] = [*recalls.on_leaving(customer, moment.fence, moment.at_ms)]
-        if moment.fence_kind == "store" and any(
-            sent.status == "applied" and sent.store == moment.store for sent in customer.messages
-        ):
+        # Of a stay that ended without a sign, the moment is that of the last one.
+        now_ms = max(moment.at_ms, item.event.ts)
+        entries: list[OutboxEntry] = [*recalls.on_leaving(customer, moment.fence, now_ms)]
+        if moment.fence_kind == "store" and recalls.may_have_reserved(customer):
             entries.append(Released(customer=customer.id, store=moment.store))
         self._post(item, entries)
 

@@ -40,6 +40,8 @@ from server.store import reaching_store, text
 IDLE_S = 1.0
 #: How long an exhausted pool is left alone: somebody may give back what they didn't need.
 ASK_AGAIN_S = 0.1
+#: How many pools `usages` looks at with one request.
+_ASKED_AT_ONCE = 50
 
 #: Puts pools on the partition's list, or takes them off; 0 if another worker owns the partition by now.
 #: KEYS: the partition's epoch, its list of pools. ARGV: the epoch, SADD or SREM, the pools.
@@ -243,19 +245,25 @@ class Leases:
 
 async def usages(redis: Redis, partitions: int, pools: Sequence[str]) -> list[Usage]:
     """What is out of each pool at present. Raises `Unavailable`."""
-    with reaching_store():
-        async with redis.pipeline(transaction=False) as pipe:
-            for pool in pools:
-                pipe.hmget(keys.budget(pool), "pieces", "cents")
-                for partition in range(partitions):
-                    pipe.hmget(keys.spent(partition, pool), "pieces", "cents")
-            answers = iter(cast("list[list[bytes | None]]", await pipe.execute() if pools else []))
-    found = []
-    for _ in pools:
-        granted = next(answers)
-        spent = [next(answers) for _ in range(partitions)]
-        pieces, cents = (sum(int(row[unit] or 0) for row in spent) for unit in (0, 1))
-        found.append(Usage(pieces, cents, int(granted[0] or 0) - pieces, int(granted[1] or 0) - cents))
+    found: list[Usage] = []
+    # A few at a time: with one pool per store there are thousands, and others want to be served meanwhile.
+    for first in range(0, len(pools), _ASKED_AT_ONCE):
+        some = pools[first : first + _ASKED_AT_ONCE]
+        with reaching_store():
+            async with redis.pipeline(transaction=False) as pipe:
+                for pool in some:
+                    pipe.hmget(keys.budget(pool), "pieces", "cents")
+                answers = cast("list[list[bytes | None]]", await pipe.execute())
+                # What was never granted was never used.
+                used = [pool for pool, answer in zip(some, answers, strict=True) if answer != [None, None]]
+                for pool in used:
+                    for partition in range(partitions):
+                        pipe.hmget(keys.spent(partition, pool), "pieces", "cents")
+                spent = cast("list[list[bytes | None]]", await pipe.execute() if used else [])
+        rows = {pool: spent[at * partitions : (at + 1) * partitions] for at, pool in enumerate(used)}
+        for pool, granted in zip(some, answers, strict=True):
+            pieces, cents = (sum(int(row[unit] or 0) for row in rows.get(pool, ())) for unit in (0, 1))
+            found.append(Usage(pieces, cents, int(granted[0] or 0) - pieces, int(granted[1] or 0) - cents))
     return found
 
 

@@ -10,11 +10,13 @@ from redis.asyncio import Redis
 
 from channels.gateway.streams import ChannelStreams
 from models.fallback import Limits
+from nearcast import topics
 from nearcast.clock import Clock, SystemClock
 from nearcast.fold import FoldRules
 from nearcast.ids import StoreId
 from nearcast.world import Cap
 from offers.policy import Policy, QuietHours
+from server.announcing import SILENT, Announcer
 from server.api.links import LinkSigner
 from server.consents import OptOuts
 from server.coupon_guard import Guard
@@ -57,6 +59,7 @@ class Core:
     links: LinkSigner
     coupons: CouponBook
     policy: Policy
+    announcer: Announcer
     node: str
 
     @property
@@ -116,6 +119,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
             links=LinkSigner(secrets.link.encode()),
             coupons=coupon_book_of(settings, secrets, redis, world, clock),
             policy=policy_of(settings),
+            announcer=Announcer(log) if settings.promotions_topic else SILENT,
             node=node,
         )
 
@@ -190,4 +194,5 @@ def log_of(settings: Settings, redis_url: str) -> EventLog:
         instance_id=settings.instance_id,
         create_topics=settings.kafka_create_topics,
     )
-    return KafkaLog(options, settings.partitions)
+    written = (topics.SENT,) if settings.promotions_topic else ()
+    return KafkaLog(options, settings.partitions, other_topics=(*topics.CATALOGUE_TOPICS, *written))

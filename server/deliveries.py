@@ -20,6 +20,7 @@ from nearcast.ids import CustomerId, DecisionId, MessageId
 from nearcast.messages import Emitted, Message, Recall, Released
 from offers.policy import Policy
 from offers.recheck import allowed_channels, recheck
+from server.announcing import SILENT, Announcer
 from server.api.links import Link, LinkSigner
 from server.compose import compose
 from server.consents import OptOuts, bring_in, scopes_in
@@ -133,6 +134,7 @@ class DeliveryDesk:
         policy: Policy,
         public_url: str,
         clock: Clock,
+        announcer: Announcer = SILENT,
     ) -> None:
         self._redis = redis
         self._begin = redis.register_script(_BEGIN)
@@ -148,6 +150,7 @@ class DeliveryDesk:
         self._policy = policy
         self._public_url = public_url
         self._clock = clock
+        self._announcer = announcer
 
     async def prepare(self, message: Message) -> Prepared | Reason:
         """Re-check the message against what is true now; what to send and on which channels, or why not to."""
@@ -203,6 +206,13 @@ class DeliveryDesk:
             final=final,
             unsent=unsent,
         )
+
+    async def announce(self, outgoing: Outgoing, channel: Channel) -> None:
+        await self._announcer.sent(outgoing.message.customer, outgoing.push, channel)
+
+    async def announce_recall(self, message: Message) -> None:
+        if message.kind != "assist":
+            await self._announcer.withdrawn(message.customer, message.id)
 
     async def recall(self, entry: Recall) -> None:
         await self._recaller.recall(entry)

@@ -41,6 +41,7 @@ from offers.messages import message_of
 from offers.policy import Policy
 from offers.worldfile import WorldFile
 from server import reports
+from server.announcing import SILENT, Announcer
 from server.api.keyring import KeyRing
 from server.api.links import LinkSigner
 from server.api.services import Limits, TokenRole, WorldKind
@@ -90,6 +91,7 @@ class Desk:
         demo: bool,
         web_root: Path,
         footfall_k: int = DEFAULT_K,
+        announcer: Announcer = SILENT,
     ) -> None:
         self._redis = redis
         self._state = state
@@ -103,7 +105,7 @@ class Desk:
         self._footfall = FootfallBook(redis, state.partitions)
         self._footfall_k = footfall_k
         self._reports = reports.ReportBook(redis, state.partitions)
-        self._recaller = Recaller(redis, state, coupons, streams, intake)
+        self._recaller = Recaller(redis, state, coupons, streams, intake, announcer)
         self.coupons = coupons
         self.blocks = Blocks(redis, coupons, clock)
         self.keys = keyring
@@ -273,7 +275,9 @@ class Desk:
 
     async def promotion_reports(self, asked: reports.Asked) -> reports.Table:
         days = asked.days(self.clock.now_ms())
-        return reports.table_of(self._world.current.catalogue.promotions, days, await self._reports.of_all(days))
+        promotions, found = self._world.current.catalogue.promotions, await self._reports.of_all(days)
+        # Of thousands of promotions this takes a while.
+        return await asyncio.to_thread(reports.table_of, promotions, days, found)
 
     async def pickups(self, store: StoreId) -> list[tuple[CustomerId, Trip]]:
         self._store(store)

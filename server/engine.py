@@ -333,7 +333,7 @@ class Engine:
                 batch.bury(item.record, "unreadable_state", str(error))
                 continue
             customer = batch.customers[item.customer]
-            if moment.trigger == "exit" and customer.messages:
+            if moment.trigger == "exit" and not moment.held_since_ms and customer.messages:
                 batch.left(item, moment, customer)
             found = candidates(moment, customer, world.catalogue)
             if found:

@@ -30,7 +30,7 @@ from nearcast.clock import Clock
 from nearcast.errors import Unavailable
 from nearcast.ids import CustomerId, partition_of
 from nearcast.messages import Emitted, Withdraw, decode_outbox, decode_publication
-from nearcast.topics import CUSTOMER_TOPICS
+from nearcast.topics import CUSTOMER_TOPICS, SENT
 from server.coupons import CouponBook
 from server.dead_letters import DeadLetters, Wanted, is_stream_id, people_in
 from server.outbox import GROUP
@@ -245,6 +245,8 @@ class Eraser:
             stream = keys.log_stream(topic, partition)
             await self._step_through(stream, "-", processed, until_ms, remove=True)
             unread |= await self._step_through(stream, f"({processed}", last, until_ms, remove=False)
+        # Nobody of ours reads it.
+        await self._step_through(keys.log_stream(SENT, partition), "-", last, until_ms, remove=True)
         return unread
 
     async def _step_through(

@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 from nearcast import keys
 from nearcast.clock import Clock
 from nearcast.errors import Unavailable
-from nearcast.topics import CUSTOMER_TOPICS, LOCATIONS, POSITIONS_KEPT_MS
+from nearcast.topics import CUSTOMER_TOPICS, LOCATIONS, POSITIONS_KEPT_MS, SENT
 from server.dead_letters import DeadLetters, LetterId, Wanted, holds_position
 from server.store import reaching_store, text
 
@@ -120,6 +120,8 @@ class Forgetting:
             if text(topic) in CUSTOMER_TOPICS:
                 until = min(_after(text(position)), (oldest_ms, 0))
                 await self._trim(keys.log_stream(text(topic), partition), until, rewrite=text(topic) == LOCATIONS)
+        # Nobody of ours reads it.
+        await self._trim(keys.log_stream(SENT, partition), (oldest_ms, 0), rewrite=False)
 
     async def _trim(self, stream: str, until: tuple[int, int], *, rewrite: bool) -> None:
         """Remove all before `until`."""

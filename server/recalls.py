@@ -1,4 +1,4 @@
-"""Taking an offer back: from the coupon book, from the dispatcher, from devices, and in the log.
+"""Taking an offer back: from the coupon book, from the dispatcher, from devices, from other systems, and in the log.
 
 In this order, so that what is taken back can't be applied, then can't be sent by anybody, then vanishes. Each step may
 be repeated, and a crash in between is a repetition. What somebody has opened is not taken out of their hands, and what
@@ -18,6 +18,7 @@ from nearcast.errors import InputError, UnreadableState
 from nearcast.ids import DecisionId, MessageId
 from nearcast.messages import Recall
 from nearcast.metrics import RECALLS
+from server.announcing import SILENT, Announcer
 from server.intake import Intake
 from server.receipts import append_receipt
 from server.state import StateStore
@@ -51,13 +52,20 @@ class Recaller:
     """Takes messages back. Safe to use from many processes at once, also for one message."""
 
     def __init__(
-        self, redis: Redis, state: StateStore, coupons: Coupons, streams: ChannelStreams, intake: Intake
+        self,
+        redis: Redis,
+        state: StateStore,
+        coupons: Coupons,
+        streams: ChannelStreams,
+        intake: Intake,
+        announcer: Announcer = SILENT,
     ) -> None:
         self._redis = redis
         self._state = state
         self._coupons = coupons
         self._streams = streams
         self._intake = intake
+        self._announcer = announcer
         self._end = redis.register_script(_END)
 
     async def recall(self, entry: Recall, *, read_too: bool = False) -> Result:
@@ -87,6 +95,8 @@ class Recaller:
         if entry.kind == "assist" and entry.store is not None:
             channel = staff_channel(entry.store)
         await recall(self._streams, channel, entry.message)
+        if entry.kind != "assist":
+            await self._announcer.withdrawn(entry.customer, entry.message)
         # Of several reasons the first stands.
         reason = delivery.reason if delivery.state == "recalled" else entry.reason
         await append_receipt(

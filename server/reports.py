@@ -37,7 +37,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     def days(self, now_ms: int) -> list[str]:
         """The days asked for, as YYYY-MM-DD. Raises `InputError` if they are too many, or none by mistake."""
         last = self.last or datetime.fromtimestamp(now_ms / 1000, UTC).date()
-        first = self.first or last - timedelta(days=DEFAULT_DAYS - 1)
+        first = self.first or max(last, date.min + timedelta(days=DEFAULT_DAYS)) - timedelta(days=DEFAULT_DAYS - 1)
         count = (last - first).days + 1
         if count < 1:
             raise InputError("malformed_range", "`to` lies before `from`", "query.to")

@@ -89,6 +89,7 @@ def make_desk(core: Core) -> Desk:
         demo=settings.demo,
         web_root=Path(str(resources.files("clients").joinpath("web"))),
         footfall_k=settings.footfall_k,
+        announcer=core.announcer,
     )
 
 
@@ -176,7 +177,7 @@ async def make_engine(core: Core, stack: AsyncExitStack) -> list[Root]:
 
 
 def make_dispatcher(core: Core, stack: AsyncExitStack) -> list[Root]:
-    recaller = Recaller(core.redis, core.state, core.coupons, core.streams, core.intake)
+    recaller = Recaller(core.redis, core.state, core.coupons, core.streams, core.intake, core.announcer)
     desk = DeliveryDesk(
         redis=core.redis,
         state=core.state,
@@ -190,6 +191,7 @@ def make_dispatcher(core: Core, stack: AsyncExitStack) -> list[Root]:
         policy=core.policy,
         public_url=core.public_url,
         clock=core.clock,
+        announcer=core.announcer,
     )
     channels = _channels(core)
     for channel in channels:

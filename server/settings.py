@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     kafka_create_topics: bool = Field(
         True, description="Off where topics are made by somebody else: then a missing one stops the start."
     )
+    promotions_topic: bool = Field(
+        False,
+        description="Whether what is sent to customers, and what is taken back, also goes to the topic "
+        "`customers.promotions`, for other systems to read. The same in every process.",
+    )
     partitions: int = Field(
         4, ge=1, le=1024, description="Partitions of every customer topic. Can't be changed once there is data."
     )

@@ -229,7 +229,7 @@ class Oracle:
         status, moments = self._take(event, record)
         self.outcome.results[record.topic, status] += 1
         for moment in moments:
-            self._decide(moment, record.partition)
+            self._decide(moment, record.partition, event.ts)
 
     def _take(self, event: AnyEvent, record: Record) -> tuple[str, list[Moment]]:
         late = event.ts + self._rules.late_after_ms < record.arrived_ms
@@ -343,13 +343,12 @@ class Oracle:
             presence.nearby, presence.doubt, presence.cell = None, 0.0, 0
         self.outcome.presences[name] = presence
 
-    def _decide(self, moment: Moment, partition: int) -> None:
+    def _decide(self, moment: Moment, partition: int, event_ms: int) -> None:
         customer = self._customer(moment.customer)
-        if moment.trigger == "exit" and moment.fence is not None:
-            for recall in recalls.on_leaving(customer, moment.fence, moment.at_ms):
+        if moment.trigger == "exit" and moment.fence is not None and not moment.held_since_ms:
+            for recall in recalls.on_leaving(customer, moment.fence, max(moment.at_ms, event_ms)):
                 self._post(partition, recall)
-            applied = [sent for sent in customer.messages if sent.status == "applied" and sent.store == moment.store]
-            if moment.fence_kind == "store" and moment.store is not None and applied:
+            if moment.fence_kind == "store" and moment.store is not None and recalls.may_have_reserved(customer):
                 self._post(partition, Released(customer=customer.id, store=moment.store))
         found = candidates(moment, customer, self._catalogue)
         if not found:

@@ -28,6 +28,7 @@ from nearcast import keys
 from nearcast.clock import Clock, SystemClock
 from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.ids import partition_of
+from nearcast.topics import SENT
 from server.log.base import Entry, Record, check_sizes
 from server.log.hints import Hints
 from server.log.lanes import Lanes
@@ -43,6 +44,9 @@ _BEGINNING = "0-0"
 MAX_LAG = 10_000
 
 TIDY_EVERY_S = 1.0
+#: How many records, or some more, a partition holds of a topic that no consumer of ours reads: no progress trims it.
+#: Their age is bounded by `server.forgetting`.
+_AT_MOST = {SENT: 10_000}
 
 _Place = tuple[str, int]
 #: By stream, its entries: an id, and fields and values in turn.
@@ -119,7 +123,7 @@ class StreamsLog:
                     for entries, _ in together:
                         for topic, key, value in entries:
                             stream = keys.log_stream(topic, partition_of(key, self.partitions))
-                            pipeline.xadd(stream, {"k": key, "v": value})
+                            pipeline.xadd(stream, {"k": key, "v": value}, maxlen=_AT_MOST.get(topic))
                     await pipeline.execute()
             error = None
         except Unavailable as unavailable:

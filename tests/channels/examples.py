@@ -86,6 +86,8 @@ class MemoryDesk:
         self.emitted: list[Emitted] = []
         self.recalled: list[Recall] = []
         self.left: list[Released] = []
+        #: What was told to other systems: messages that a channel took, and (None) that were recalled.
+        self.announced: list[tuple[MessageId, events.Channel | None]] = []
         #: Those of the receipts that are not final.
         self.attempts: list[tuple[MessageId, str, str | None, str]] = []
         self.unsent: list[MessageId] = []
@@ -122,6 +124,14 @@ class MemoryDesk:
             self.attempts.append((message.id, status, channel, reason))
         if unsent:
             self.unsent.append(message.id)
+
+    async def announce(self, outgoing: Outgoing, channel: events.Channel) -> None:
+        self._reach("announce")
+        self.announced.append((outgoing.message.id, channel))
+
+    async def announce_recall(self, message: Message) -> None:
+        self._reach("announce_recall")
+        self.announced.append((message.id, None))
 
     async def recall(self, entry: Recall) -> None:
         self._reach("recall")

@@ -20,7 +20,7 @@ from channels.states import Delivery
 from channels.stub import Step, StubChannel
 from nearcast.clock import ManualClock, SystemClock
 from nearcast.decisions import Reason
-from nearcast.errors import DropSend, FallBack, InputError, RetrySend, TooLarge
+from nearcast.errors import DropSend, FallBack, InputError, RetrySend, TooLarge, Unavailable
 from nearcast.messages import Emitted, Withdraw, decode_publication
 from tests.channels.examples import MemoryDesk, MemoryOutbox, a_message, until
 from tests.channels.mail_server import MailServer
@@ -377,7 +377,7 @@ async def test_events_reach_the_log() -> None:
     assert desk.emitted == [event]
 
 
-@pytest.mark.parametrize("method", ["delivery", "prepare", "save_delivery", "receipt"])
+@pytest.mark.parametrize("method", ["delivery", "prepare", "save_delivery", "announce", "receipt"])
 async def test_a_store_that_is_away_is_waited_for(method: str) -> None:
     """Whichever step finds the log or store away: the message is sent once, and its receipt is there."""
     sms, desk = StubChannel("sms"), MemoryDesk("sms")
@@ -412,6 +412,38 @@ async def test_a_crash_after_the_send_repeats_on_the_same_channel() -> None:
     assert push.calls == []
     assert [call.repeated for call in sms.calls] == [False, True]
     assert len(sms.held) == 1
+
+
+async def test_other_systems_hear_of_what_a_channel_took() -> None:
+    """Not of the channels that did not; and not before one has it."""
+    push, sms, desk = StubChannel("websocket", [FALL_BACK]), StubChannel("sms", [RETRY]), MemoryDesk()
+    message = a_message()
+    await _deliver(MemoryOutbox(message), desk, push, sms)
+    assert len(sms.calls) == 2
+    assert desk.announced == [(message.id, "sms")]
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_crash_around_an_announcement_repeats_it(told: bool) -> None:
+    """Whether the dispatcher died before or after it told other systems: the next one hands over and tells again."""
+    desk, sms, message = MemoryDesk("sms"), StubChannel("sms"), a_message()
+
+    def refuse(after: Delivery) -> None:
+        if after.state == "sent":
+            raise Unavailable("away")
+
+    if told:
+        desk.on_save = refuse
+    else:
+        desk.away["announce"] = 1_000_000
+    async with running(MemoryOutbox(message), desk, sms):
+        await until(lambda: len(sms.calls) == 1 and bool(desk.announced or desk.away.get("announce", 0) < 1_000_000))
+    assert desk.announced == [(message.id, "sms")] * told
+    assert desk.deliveries[message.id][-1].state == "sending"
+    desk.away["announce"], desk.on_save = 0, lambda after: None
+    assert await _deliver(MemoryOutbox(message), desk, sms) == [("sent", "sms", "")]
+    assert desk.announced == [(message.id, "sms")] * (told + 1)
+    assert [call.repeated for call in sms.calls] == [False, True]
 
 
 async def test_a_crash_on_a_channel_not_allowed_any_more_ends_it() -> None:

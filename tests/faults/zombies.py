@@ -74,7 +74,7 @@ async def let_an_engine_wake_before_its_heir_commits(rig: Rig, variant: str = ""
 
 
 async def _picture(rig: Rig) -> Picture:
-    """Everything of the partitions but who owns them and how far they have read; of the outbox, how much was added.
+    """Everything of the partitions but who owns and sweeps them and how far they have read; of the outbox, how much came.
 
     A sleeper may have been about to bring a due timer into the log. It may do so again, as any process may: the event
     has the same id, and moves the offsets only. Whether these are right is for the checkers.
@@ -82,6 +82,7 @@ async def _picture(rig: Rig) -> Picture:
     found = {}
     for partition in range(PARTITIONS):
         left_out = {keys.epoch(partition), keys.catalogue_epoch(partition), keys.offsets(partition)}
+        left_out.add(keys.sweeping(partition))
         async for name in rig.redis.scan_iter(match=f"{keys.PREFIX}{{{partition}}}:*", count=1_000):
             if name.decode() not in left_out | {keys.outbox(partition)}:
                 found[name.decode()] = await rig.redis.dump(name) or b""

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from nearcast.customer import Customer
 from nearcast.decisions import Charge, Decision
-from nearcast.events import Action, DeliveryStatus, Profile, Receipt, Timer
+from nearcast.events import Action, Consent, DeliveryStatus, Profile, Receipt, Timer
 from nearcast.fold import HOLD_TIMER, KEPT_HELD, STAGES, Folded, hold, record_message
-from nearcast.ids import DecisionId, EventId, MessageId, PromotionId
+from nearcast.ids import DecisionId, EventId, FenceId, MessageId, PromotionId
 from nearcast.moments import Moment
 from tests.nearcast.test_fold import fold, new, somebody
 
@@ -63,10 +63,12 @@ def test_held_moments_are_bounded() -> None:
 
 
 def test_points() -> None:
-    """Their rise is a moment that knows both balances; a fall, or the same again, is none."""
+    """Their rise is a moment that knows both balances; the first balance, a fall, or the same again, is none."""
     customer = somebody()
+    assert fold(customer, new(Profile, name="Ann", ts=3)).moments == []
+    assert fold(customer, new(Profile, points=100, ts=4)).moments == []
     (risen,) = fold(customer, new(Profile, points=120, ts=5)).moments
-    assert (risen.trigger, risen.points) == ("points_reached", (0, 120))
+    assert (risen.trigger, risen.points) == ("points_reached", (100, 120))
     assert fold(customer, new(Profile, points=120, ts=6)).moments == []
     assert fold(customer, new(Profile, points=40, name="Ann", ts=7)).moments == []
     assert fold(customer, new(Profile, attributes={"size": "M"}, ts=8)).moments == []
@@ -111,11 +113,55 @@ def test_a_redemption_and_its_rollback() -> None:
     assert (sent.status, sent.revenue_cents, customer.redemptions, sent.reached) == ("redeemed", 50, 1, 5)
 
 
+@given(st.permutations(["redeemed r1", "rolled_back r1", "redeemed r2", "rolled_back r2", "redeemed r3"]), st.data())
+def test_receipts_of_a_coupon_in_any_order(order: list[str], data: st.DataObject) -> None:
+    """Redeemed, called off, redeemed again and so on: what stands in the end doesn't depend on which receipt is heard of
+    first, nor on those that come twice."""
+    length = data.draw(st.sampled_from([2, 3, 4, 5]))
+    told = ["redeemed r1", "rolled_back r1", "redeemed r2", "rolled_back r2", "redeemed r3"][:length]
+    customer = with_message()
+    for said in [*(said for said in order if said in told), *data.draw(st.lists(st.sampled_from(told), max_size=3))]:
+        status, redemption = said.split()
+        revenue = {"r1": 100, "r2": 200, "r3": 300}[redemption]
+        report(customer, status, redemption_id=redemption, revenue_cents=revenue)
+    (sent,) = customer.messages
+    stands = {2: "", 3: "r2", 4: "", 5: "r3"}[length]
+    assert sent.redemption == stands
+    assert (sent.status == "redeemed", sent.revenue_cents) == (bool(stands), {"": 0, "r2": 200, "r3": 300}[stands])
+    assert (customer.redemptions, sent.reached) == (int(bool(stands)), 5)
+
+
+def test_held_moments_go_with_consent() -> None:
+    """A withdrawal takes along what is held: of location, what came from a place; of everything, all of it."""
+    place = Moment(
+        event=EventId("e"), customer=somebody().id, trigger="enter", at_ms=1, subject="f", fence=FenceId("f")
+    )
+    customer = somebody()
+    hold(customer, place, 500)
+    hold(customer, moment("b"), 600)
+    fold(customer, new(Consent, scope="location", granted=False, ts=7))
+    assert customer.timers[HOLD_TIMER] == 600
+    fold(customer, new(Consent, scope="all", granted=False, ts=8))
+    assert not customer.held
+    assert HOLD_TIMER not in customer.timers
+
+
+def test_by_which_channels_it_went() -> None:
+    """A push that nobody acknowledged, and the SMS that followed."""
+    customer = with_message()
+    report(customer, "sent", channel="websocket", final=False)
+    report(customer, "failed", channel="websocket", final=False)
+    report(customer, "sent", channel="sms")
+    (sent,) = customer.messages
+    assert (sent.on, sent.channel) == (["websocket", "sms"], "sms")
+
+
 def test_budgets_come_back_only_from_what_was_not_sent() -> None:
     """And only once."""
     charge = Charge(pool="p", pieces=1, cents=30)
-    for status, unsent in (("suppressed", False), ("failed", True), ("recalled", True), ("expired", True)):
+    for status, unsent in (("suppressed", False), ("failed", False), ("recalled", True), ("expired", True)):
         assert report(with_message(charge), status, unsent=unsent).returned == []
-    customer = with_message(charge)
-    assert report(customer, "suppressed", unsent=True).returned == [("p", 1, 30)]
-    assert report(customer, "suppressed", unsent=True).returned == []
+    for status in ("suppressed", "failed"):
+        customer = with_message(charge)
+        assert report(customer, status, unsent=True).returned == [("p", 1, 30)]
+        assert report(customer, status, unsent=True).returned == []

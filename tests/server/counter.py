@@ -12,6 +12,7 @@ from nearcast.events import Cart, Profile
 from nearcast.ids import CustomerId
 from nearcast.messages import Message
 from offers.policy import Policy
+from server.announcing import SILENT, Announcer
 from server.api.links import LinkSigner
 from server.consents import OptOuts
 from server.coupons import CouponBook
@@ -32,7 +33,9 @@ ANN = CustomerId("ann")
 class Counter:
     """A decision taken and committed, waiting in the outbox; and the desk that the dispatcher asks."""
 
-    def __init__(self, redis: Redis, world: WorldStore, log: StreamsLog, engine: Any, policy: Policy) -> None:
+    def __init__(
+        self, redis: Redis, world: WorldStore, log: StreamsLog, engine: Any, policy: Policy, announcer: Announcer
+    ) -> None:
         self.redis = redis
         self.world = world
         self.clock = ManualClock(NOW + 1_000)
@@ -42,7 +45,7 @@ class Counter:
         self.coupons = CouponBook(redis, b"secret", self.clock)
         self.streams = ChannelStreams(redis, "desk", self.clock)
         intake = Intake(log, self.clock)
-        self.recaller = Recaller(redis, self.state, self.coupons, self.streams, intake)
+        self.recaller = Recaller(redis, self.state, self.coupons, self.streams, intake, announcer)
         self.desk = DeliveryDesk(
             redis=redis,
             state=self.state,
@@ -56,6 +59,7 @@ class Counter:
             policy=policy,
             public_url="https://shop.example",
             clock=self.clock,
+            announcer=announcer,
         )
 
     async def message(self) -> Message:
@@ -67,15 +71,18 @@ class Counter:
 
 
 @asynccontextmanager
-async def open_counter(redis: Redis, valkey_url: str, policy: Policy | None = None) -> AsyncIterator[Counter]:
-    """Ann walked past the store with beans in her cart, and consents to everything."""
+async def open_counter(
+    redis: Redis, valkey_url: str, policy: Policy | None = None, *, announcing: bool = False
+) -> AsyncIterator[Counter]:
+    """Ann walked past the store with beans in her cart, and consents to everything. With `announcing` other systems
+    are told what she is sent."""
     log = StreamsLog(valkey_url, PARTITIONS)
     await log.start()
     world = WorldStore(redis)
     await world.put(WORLD)
     engine = engine_on(redis, Playback(), world)
     await engine.follow_assignment()
-    made = Counter(redis, world, log, engine, policy or Policy())
+    made = Counter(redis, world, log, engine, policy or Policy(), Announcer(log) if announcing else SILENT)
     profile = Profile(id="p", uid="ann", ts=NOW, name="Ann", phone="+43660555000", email="ann@example.com")
     cart = Cart(id="c", uid="ann", ts=NOW, action="add", sku="beans")
     scopes = [consent("ann", NOW, scope) for scope in ("websocket", "sms", "email")]

@@ -14,6 +14,7 @@ from nearcast.clock import ManualClock, SystemClock
 from nearcast.events import Cart, Erase, Event, Receipt
 from nearcast.ids import CustomerId, DecisionId, EventId, MessageId, PromotionId, partition_of
 from nearcast.messages import Emitted, Message, Push, Withdraw, decode_outbox, encode_outbox
+from server.announcing import Announcer
 from server.coupons import AppliedOffer, CouponBook
 from server.eraser import ERASURE_ASKED, Eraser, note_erasure
 from server.log.streams import StreamsLog
@@ -213,6 +214,25 @@ async def test_the_log_up_to_where_the_engine_is(
     await redis.hset(keys.offsets(HOME), topics.CARTS, unread)
     assert await eraser.sweep(HOME) == 1
     assert await redis.xlen(keys.log_stream(topics.CARTS, HOME)) == 650
+
+
+async def test_what_other_systems_were_told(redis: Redis, eraser: Eraser, clock: ManualClock, log: StreamsLog) -> None:
+    """Her records in `customers.promotions` go, those from a message that was still on its way included; his stay."""
+    neighbour = next(CustomerId(f"c{n}") for n in range(99) if partition_of(f"c{n}", PARTITIONS) == HOME)
+    announcer, stream = Announcer(log), keys.log_stream(topics.SENT, HOME)
+    outbox = ValkeyOutbox(redis, range(PARTITIONS), "d")
+    for customer in (ANN, neighbour):
+        await announcer.sent(customer, a_push("m1"), "sms")
+        await announcer.withdrawn(customer, MessageId("m1"))
+    await redis.xadd(keys.outbox(1), {"e": encode_outbox(a_message(ANN, "held"))})
+    (held,) = await outbox.read(10, 20)
+    await erased(redis)
+    assert await until_complete(eraser, clock) == 0
+    await announcer.sent(ANN, a_push("held"), "sms")
+    await outbox.done([held])
+    assert await eraser.sweep(HOME) == 1
+    assert [fields[b"k"].decode() for _, fields in await redis.xrange(stream)] == [neighbour] * 2
+    await outbox.close()
 
 
 async def test_erased_again_meanwhile(redis: Redis, eraser: Eraser, clock: ManualClock) -> None:

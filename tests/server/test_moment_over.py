@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from nearcast.decisions import Reason
 from nearcast.events import TOPIC_OF, Action, Consent, Event, Location, Profile, Receipt, Timer, encode
-from nearcast.fold import HOLD_TIMER
+from nearcast.fold import HOLD_TIMER, PRESENCE_TIMER
 from nearcast.ids import CustomerId, partition_of
 from nearcast.messages import Message, OutboxEntry, Recall, Released
 from nearcast.world import Promotion, Where, Words
@@ -33,6 +33,8 @@ TOWN = WorldFile(
     promotions=[
         Promotion(id="inside", name="i", trigger="enter", where=Where(kinds=["store"]), deadline_s=3_600, words=WORDS),
         Promotion(id="open", name="o", trigger="app_open", deadline_s=600, in_quiet_hours="hold", caps=[], words=WORDS),
+        Promotion(id="stay", name="s", trigger="dwell", where=Where(kinds=["store"]), deadline_s=3_600, words=WORDS),
+        Promotion(id="bye", name="b", trigger="exit", in_quiet_hours="hold", kind="notice", caps=[], words=WORDS),
         Promotion(id="look", name="l", trigger="product_view", deadline_s=600, caps=[], words=WORDS),
     ],
     stock=WORLD.stock,
@@ -93,8 +95,8 @@ async def enters(see: See, at_ms: int) -> Message:
 async def test_leaving_recalls(see: See) -> None:
     """Who leaves the store before they have opened the offer: it is recalled, once they are out."""
     message = await enters(see, NOON)
-    (entry,) = await see(*fixes(300.0, NOON + 120_000))
-    assert isinstance(entry, Recall)
+    found = await see(*fixes(300.0, NOON + 120_000))
+    (entry,) = [entry for entry in found if isinstance(entry, Recall)]
     assert (entry.message, entry.reason, entry.kind) == (message.id, "left", "offer")
 
 
@@ -102,22 +104,44 @@ async def test_what_was_opened_stays(see: See) -> None:
     """Who has opened it keeps it."""
     message = await enters(see, NOON)
     opened = new(Receipt, NOON + 90_000, message=message.id, decision=message.decision, status="opened")
-    assert await see(opened, *fixes(300.0, NOON + 120_000)) == []
+    assert not [entry for entry in await see(opened, *fixes(300.0, NOON + 120_000)) if isinstance(entry, Recall)]
 
 
 async def test_leaving_frees_what_was_reserved(see: See) -> None:
     """Who has applied the store's offer, and leaves: what is reserved for them there is to be freed."""
     message = await enters(see, NOON)
     applied = new(Receipt, NOON + 90_000, message=message.id, decision=message.decision, status="applied")
-    assert await see(applied, *fixes(300.0, NOON + 120_000)) == [Released(customer=ANN, store=message.store or "")]  # type: ignore[arg-type]
+    found = await see(applied, *fixes(300.0, NOON + 120_000))
+    (entry,) = [entry for entry in found if isinstance(entry, Released | Recall)]
+    assert (entry.customer, entry.store) == (ANN, message.store)
+    assert isinstance(entry, Released)
+
+
+async def test_falling_silent_recalls(see: See, redis: Redis) -> None:
+    """Whose phone says nothing more is gone a quarter of an hour later, and what was decided since is recalled, too."""
+    await enters(see, NOON)
+    for _ in range(3):
+        due = {kind: at_ms for (_, kind), at_ms in (await stored_timers(redis, PARTITIONS)).items()}
+        timers = [new(Timer, due[PRESENCE_TIMER], kind=PRESENCE_TIMER, due_ms=due[PRESENCE_TIMER])]
+        found = await see(*timers)
+        if any(isinstance(entry, Recall) for entry in found):
+            break
+        for entry in found:
+            assert isinstance(entry, Message)
+    recalled = {entry.message for entry in (await committed(redis)).outbox if isinstance(entry, Recall)}
+    sent = {entry.id for entry in (await committed(redis)).outbox if isinstance(entry, Message)}
+    assert len(sent) == 2
+    assert recalled == sent
 
 
 async def test_in_one_batch(see: See) -> None:
     """In and out again within one batch: the message, and its recall behind it."""
-    found = await see(
-        new(Consent, NOON - 1_000, scope="websocket", granted=True), *fixes(5.0, NOON), *fixes(300.0, NOON + 120_000)
-    )
-    assert [type(entry) for entry in found] == [Message, Recall]
+    consent = new(Consent, NOON - 1_000, scope="websocket", granted=True)
+    found = await see(consent, *fixes(5.0, NOON), *fixes(300.0, NOON + 120_000))
+    message, recall, released, *_ = found
+    assert isinstance(message, Message)
+    assert isinstance(recall, Recall)
+    assert (recall.message, type(released)) == (message.id, Released)
 
 
 async def test_an_opt_out_recalls(see: See) -> None:
@@ -161,6 +185,18 @@ async def test_quiet_hours_drop(see: See, redis: Redis) -> None:
     assert (ANN, HOLD_TIMER) not in await stored_timers(redis, PARTITIONS)
 
 
+async def test_a_held_goodbye_is_no_second_one(see: See) -> None:
+    """Who left at night is told in the morning; what they got since they came back stays."""
+    night = NOON + 11 * HOUR
+    await see(new(Consent, night - HOUR, scope="websocket", granted=True), *fixes(5.0, night))
+    assert not [entry for entry in await see(*fixes(300.0, night + 120_000)) if isinstance(entry, Message)]
+    back = await see(*fixes(5.0, NOON + 20 * HOUR))
+    assert [type(entry) for entry in back] == [Message]
+    due_ms = NOON + 19 * HOUR
+    found = await see(new(Timer, due_ms, kind=HOLD_TIMER, due_ms=due_ms))
+    assert {type(entry) for entry in found} == {Message}
+
+
 async def test_withdrawn_while_it_waits(see: See, redis: Redis) -> None:
     """Whoever opts out at night gets nothing in the morning."""
     night, due_ms = NOON + 11 * HOUR, NOON + 19 * HOUR
@@ -169,4 +205,5 @@ async def test_withdrawn_while_it_waits(see: See, redis: Redis) -> None:
     withdrawn = new(Consent, night + HOUR, scope="all", granted=False)
     assert await see(withdrawn, new(Timer, due_ms, kind=HOLD_TIMER, due_ms=due_ms)) == []
     reasons = {each.reason for each in (await committed(redis)).decisions.values()}
-    assert reasons == {Reason.HELD, Reason.OPTED_OUT}
+    assert reasons == {Reason.HELD}
+    assert (ANN, HOLD_TIMER) not in await stored_timers(redis, PARTITIONS)

@@ -229,6 +229,15 @@ async def test_what_is_not_processed_stays(redis: Redis, log: StreamsLog) -> Non
     assert await found_in(redis) == set()
 
 
+async def test_what_nobody_of_ours_reads(redis: Redis) -> None:
+    """`customers.promotions` is as short as the rest of the log, although nothing is ever processed of it."""
+    now_ms, stream = SystemClock().now_ms(), keys.log_stream(topics.SENT, 0)
+    for number, age_ms in enumerate((KEPT_MS, KEPT_MS, MINUTE_MS)):
+        await redis.xadd(stream, {"k": "ann", "v": "{}"}, id=f"{now_ms - age_ms}-{number}")
+    await sweep(redis, now_ms)
+    assert [entry for entry, _ in await redis.xrange(stream)] == [f"{now_ms - MINUTE_MS}-2".encode()]
+
+
 async def test_old_entries_among_young_ones(redis: Redis) -> None:
     """Also the bytes of an old fix go that shares its block with a young one; who waits for the next one gets it."""
     now_ms = SystemClock().now_ms()

@@ -240,18 +240,19 @@ def _count_offers(decided: Sequence[Decision], purchases: Sequence[Mapping], cou
 def _of_message(receipts: Sequence[Mapping], status: str | None) -> dict[str, int]:  # type: ignore[type-arg]
     """What the receipts of one message come to, in the order of the log."""
     stages = {"sent": 1, "delivered": 2, "dismissed": 2, "opened": 3, "applied": 4}
-    furthest, standing, off = 0, None, set()
+    furthest, redeemed, off = 0, {}, set()
     for told in receipts:
         if not told.get("final", True):
             continue
         if told["status"] == "rolled_back":
             off.add(told["redemption_id"])
-            if standing is not None and standing["redemption_id"] == told["redemption_id"]:
-                standing = None
-        elif told["status"] != "redeemed":
+        elif told["status"] == "redeemed":
+            furthest = 5
+            redeemed.setdefault(told["redemption_id"], told)
+        else:
             furthest = max(furthest, stages.get(told["status"], 0))
-        elif standing is None and told["redemption_id"] not in off:
-            furthest, standing = 5, told
+    # In whatever order they were heard of: the first that was not called off.
+    standing = next((told for name, told in redeemed.items() if name not in off), None)
     total = dict.fromkeys(("sent", "delivered", "opened", "applied", "redeemed")[:furthest], 1)
     if standing is not None:
         total |= {f"{what}_cents": standing.get(f"{what}_cents", 0) for what in ("revenue", "discount")}
@@ -392,6 +393,7 @@ async def test_what_is_out_of_budgets(redis: Redis) -> None:
         (0, "coffee\x1fharbour\x1fday 2026-11-20", 0, 1_000),
     ):
         await redis.hset(keys.spent(partition, pool), mapping={"pieces": pieces, "cents": cents})
+        await redis.hset(keys.budget(pool), mapping={"pieces": pieces + 9, "cents": cents})
     found = await budgets_of(promotion, stores, redis, PARTITIONS, now_ms)
     assert [(each.per, each.store, each.period, each.used_pieces, each.used_cents) for each in found] == [
         ("promotion", None, "all", 7, 0),

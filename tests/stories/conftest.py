@@ -44,6 +44,7 @@ async def server(
     settings = {
         "world_files": json.dumps([str(town), str(PROMOTIONS)]),
         "personal_prices": "true",
+        "promotions_topic": "true",
         "sms_url": sms.url,
         "sms_account": ACCOUNT,
         "sms_auth_token": TOKEN,
@@ -59,9 +60,9 @@ async def server(
 
 
 @pytest.fixture
-async def town(server: Server, sms: SmsProvider) -> AsyncIterator[Town]:
+async def town(server: Server, kafka: KafkaOptions | None, sms: SmsProvider) -> AsyncIterator[Town]:
     """What one story plays with. When it is over everybody's devices are off; what is known of them stays."""
     async with server.client() as office, httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
-        town = Town(server, office, http, sms)
+        town = Town(server, kafka, office, http, sms)
         yield town
         await town.is_over()

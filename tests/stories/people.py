@@ -19,7 +19,9 @@ from clients.client import Coupon, Device, Nearcast, Refused
 from clients.device import Claim
 from nearcast.events import Action, Cart, Channel, Consent, Event, Identify, Line, Location, Profile, Purchase
 from nearcast.messages import Push, Withdraw, decode_publication
+from server.log.kafka import KafkaOptions
 from tests.channels.sms_provider import SmsProvider
+from tests.stories import others
 from tests.stories import town as places
 from tests.system.process import KEYS, Server, eventually
 
@@ -405,8 +407,16 @@ _nobody: Json = {"uid": "nobody"}
 class Town:
     """One story's view of a running server, and of everybody in it."""
 
-    def __init__(self, server: Server, office: Nearcast, http: httpx.AsyncClient, sms: SmsProvider) -> None:
+    def __init__(
+        self,
+        server: Server,
+        kafka: KafkaOptions | None,
+        office: Nearcast,
+        http: httpx.AsyncClient,
+        sms: SmsProvider,
+    ) -> None:
         self.server = server
+        self._kafka = kafka
         #: The shop's own systems: they hand in events, and look things up.
         self.office = office
         self.sms = sms
@@ -452,6 +462,14 @@ class Town:
         store = next(each for each in places.TOWN.stores if each.id == shop)
         fields = {"id": shop, "name": store.name, "lat": store.lat, "lng": store.lng, "time_zone": store.time_zone}
         await self.office.put_catalogue({"stores": [{**fields, "hours": []}]})
+
+    async def tells_others(self, someone: Customer, push: Push, kind: str) -> Json:
+        """What other systems read of a message in the topic `customers.promotions`."""
+
+        def about(record: Json) -> bool:
+            return bool(record["message"] == push.message and record["kind"] == kind)
+
+        return await others.told(self.server, self._kafka, someone.id, about)
 
     async def report(self, promotion: str, until: Callable[[Json], Any]) -> Json:
         """What became of a promotion's offers, as soon as it is what is waited for."""

@@ -5,6 +5,7 @@ import asyncio
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clients.client import Refused
@@ -79,12 +80,18 @@ async def test_04_a_coat_at_the_price_of_the_last_one(town: Town) -> None:
 
 
 async def test_05_three_feet_from_a_promoted_product(town: Town) -> None:
-    """Isa stops at the radio, within three feet: her phone tells the product, its price and what is off today."""
+    """Isa stops at the radio, within three feet: her phone tells the product, its price and what is off today. Other
+    systems read the same in the topic `customers.promotions`, and that the shop takes it back."""
     isa = await town.customer("isa5")
     await isa.stands_at_the_shelf_of("radio", "stephan")
     push = await isa.gets("at-the-shelf")
     assert (push.kind, push.title, push.body) == ("offer", "Radio: 20% off", "$90.00 on the label. Aisle 4.")
     assert (push.product, push.sku, push.price_cents, push.discount_cents) == ("Radio", "radio", 9_000, 1_800)
+    record = await town.tells_others(isa, push, "offer")
+    assert record == {**msgspec.to_builtins(push), "customer": "isa5", "channel": "websocket"}
+    await town.ask("POST", f"/v1/customers/isa5/messages/{push.message}/recall")
+    assert (await isa.loses(push)).reason == "recalled"
+    assert (await town.tells_others(isa, push, "withdraw"))["reason"] == "recalled"
 
 
 async def test_06_something_on_the_wishlist_is_near(town: Town) -> None:
@@ -248,6 +255,7 @@ async def test_16_gone_before_it_was_read(town: Town) -> None:
     for each in (abe, bea):
         await each.leaves("simmering")
     assert (await abe.loses(unread)).reason == "recalled"
+    assert (await town.tells_others(abe, unread, "withdraw"))["reason"] == "recalled"
     await abe.was_taken_back(unread, because="left")
     with pytest.raises(Refused, match="offer_recalled"):
         await abe.applies(unread)

@@ -27,6 +27,10 @@ def walk(metres: float) -> Location:
     return Location(uid="ann", ts=now_ms(), lat=metres_north(metres), lng=LNG, accuracy_m=5.0)
 
 
+#: What processes write that have nothing to do.
+GOING_ON = (b":owner", b":sweeping", b":watchdog")
+
+
 async def stored(folder: Path) -> dict[bytes, Any]:
     """Everything in the embedded store but leases, when dispatchers last read, and the watchdog's: those go on."""
     access = json.loads((folder / "data" / "valkey" / "access.json").read_bytes())
@@ -36,7 +40,7 @@ async def stored(folder: Path) -> dict[bytes, Any]:
             if await redis.type(name) == b"stream":
                 about = await redis.xinfo_stream(name)
                 found[name] = about["last-generated-id"], about["groups"], await redis.xrange(name)
-            elif not any(part in name for part in (keys.log_members("").encode(), b":owner", b":watchdog")):
+            elif not any(part in name for part in (keys.log_members("").encode(), *GOING_ON)):
                 found[name] = await redis.dump(name)
     return found
 

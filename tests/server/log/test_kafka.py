@@ -8,8 +8,10 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from nearcast.errors import ConfigurationError, Unavailable
 from nearcast.topics import CATALOGUE_TOPICS, CUSTOMER_TOPICS
+from server.core import log_of
 from server.log.base import Entry
 from server.log.kafka import KafkaLog, KafkaOptions
+from server.settings import load
 from tests.server.log.rigs import member, read, running, seek_all, settle
 from tests.services.kafka import KafkaBroker, Tansu, create_topics
 from tests.services.ports import free_ports
@@ -81,6 +83,20 @@ async def test_topics_made_by_somebody_else_are_enough(kafka_bootstrap: str, kaf
     await create_topics(kafka_bootstrap, {**dict.fromkeys(CUSTOMER_TOPICS, 4), **dict.fromkeys(CATALOGUE_TOPICS, 1)})
     async with running(KafkaLog(msgspec.structs.replace(kafka_options, create_topics=False), 4)) as log:
         await log.append([Entry(topic, "key", b"value") for topic in (*CUSTOMER_TOPICS, *CATALOGUE_TOPICS)])
+
+
+async def test_the_topic_for_other_systems(kafka_bootstrap: str, kafka_options: KafkaOptions) -> None:
+    """`customers.promotions` is made where it is wanted, with as many partitions as the others; else it isn't there."""
+    idempotent = kafka_options.idempotent
+    for wanted in (False, True):
+        settings = load(kafka=kafka_bootstrap, kafka_idempotent=idempotent, partitions=3, promotions_topic=wanted)
+        async with running(log_of(settings, "")):
+            assert ("customers.promotions" in await topics_of(kafka_bootstrap)) == wanted
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    await admin.start()
+    [told] = await admin.describe_topics(["customers.promotions"])
+    await admin.close()
+    assert len(told["partitions"]) == 3
 
 
 async def test_topics_that_kafka_does_not_create_are_named(

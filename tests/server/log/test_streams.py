@@ -6,6 +6,7 @@ from redis.asyncio import Redis
 
 from nearcast import keys
 from nearcast.ids import partition_of
+from nearcast.topics import SENT
 from server.log.base import Entry
 from server.log.streams import StreamsLog
 from tests.server.log.rigs import LOCATIONS, PARTITIONS, WITHIN_S, member, read, running, seek_all, settle
@@ -106,3 +107,15 @@ async def test_leases_are_given_back(valkey_url: str, redis: Redis) -> None:
             assert await redis.exists(*(f"{keys.log_owner(p)}:group" for p in range(PARTITIONS))) == PARTITIONS
         await log.append([Entry(LOCATIONS, "key", b"")])
     assert sorted(await redis.keys("*")) == sorted([STREAM.encode(), b"nearcast:log:partitions"])
+
+
+async def test_what_nobody_reads_is_bounded(valkey_url: str, redis: Redis) -> None:
+    """Of `customers.promotions` a partition keeps the newest ten thousand records or a few more; of others, all."""
+    async with running(StreamsLog(valkey_url, PARTITIONS)) as log:
+        for topic in (SENT, LOCATIONS):
+            for start in range(0, 12_000, 3_000):
+                await log.append([Entry(topic, "key", str(start + n).encode()) for n in range(3_000)])
+    kept = [fields[b"v"] for _, fields in await redis.xrange(keys.log_stream(SENT, PARTITION))]
+    assert 10_000 <= len(kept) < 10_500
+    assert kept[-1] == b"11999"
+    assert await redis.xlen(STREAM) == 12_000
