@@ -104,9 +104,9 @@ class Desk(Protocol):
         before: Delivery,
         after: Delivery,
         prepared: Prepared,
-        until_ms: int,
+        lasts_ms: int,
     ) -> bool:
-        """`save_delivery` before a hand-over, which is over by `until_ms`; until the next save it is under way.
+        """`save_delivery` before a hand-over, which is over in `lasts_ms`; until the next save it is under way.
 
         False, and nothing is saved, if the customer withdrew a consent since it was `prepared`, in the same step.
         """
@@ -304,9 +304,8 @@ class Courier:
         repeated = journey.begun == name
         attempts = journey.delivery.attempts + 1 if repeated else 1
         began_s, limit_s = self._clock.monotonic_s(), self._limit_s(journey, name)
-        until_ms = self._clock.now_ms() + round(1000 * (_FRESH_S + limit_s))
         after = journey.delivery.to("sending", channel=name, attempts=attempts)
-        if not await self._save(journey, after, prepared, until_ms):
+        if not await self._save(journey, after, prepared, round(1000 * (_FRESH_S + limit_s))):
             # A consent was withdrawn just now. The next step finds out which.
             return 0.0
         if self._clock.monotonic_s() - began_s > _FRESH_S:
@@ -421,7 +420,7 @@ class Courier:
         await self._patience.insist("saving a delivery", partial(self._save, journey, after))
 
     async def _save(
-        self, journey: _Journey, after: Delivery, prepared: Prepared | None = None, until_ms: int = 0
+        self, journey: _Journey, after: Delivery, prepared: Prepared | None = None, lasts_ms: int = 0
     ) -> bool:
         """Save the next step, with `prepared` just before a hand-over. False if a consent was withdrawn since.
 
@@ -433,7 +432,7 @@ class Courier:
 
         async def save(before: Delivery) -> bool:
             if prepared is not None:
-                return await self._desk.begin(message, entry_id, before, after, prepared, until_ms)
+                return await self._desk.begin(message, entry_id, before, after, prepared, lasts_ms)
             await self._desk.save_delivery(message, entry_id, before, after)
             return True
 

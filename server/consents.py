@@ -15,12 +15,11 @@ import msgspec
 from redis.asyncio import Redis
 
 from nearcast import keys
-from nearcast.clock import Clock, SystemClock
 from nearcast.customer import Customer
 from nearcast.events import ConsentScope
 from nearcast.ids import CustomerId, partition_of
 from nearcast.metrics import OPT_OUT_WAITS
-from server.store import reaching_store
+from server.store import NOW_MS, reaching_store, run_each
 
 log = logging.getLogger("nearcast.server")
 
@@ -31,14 +30,19 @@ PATIENCE_S = 6.0
 _LOOK_EVERY_S = 0.02
 
 # One customer's note is a small map: scope → when it was withdrawn. The later withdrawal stays.
-# KEYS: the notes, the hand-overs under way to the customer. ARGV: the customer, the scope, when, and now, in ms.
+# KEYS: the notes, the hand-overs under way to the customer. ARGV: the customer, the scope, and when, in ms.
 # Returns the hand-overs under way.
-_NOTE = """
+_NOTE = (
+    NOW_MS
+    + """
 local note = cjson.decode(redis.call('HGET', KEYS[1], ARGV[1]) or '{}')
 if tonumber(ARGV[3]) > tonumber(note[ARGV[2]] or 0) then note[ARGV[2]] = tonumber(ARGV[3]) end
 redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(note))
-return redis.call('ZRANGE', KEYS[2], ARGV[4], '+inf', 'BYSCORE')
+return redis.call('ZRANGE', KEYS[2], now_ms(), '+inf', 'BYSCORE')
 """
+)
+# KEYS: the hand-overs under way to a customer. Returns them.
+_UNDER_WAY = NOW_MS + "return redis.call('ZRANGE', KEYS[1], now_ms(), '+inf', 'BYSCORE')"
 
 
 class Withdrawn(NamedTuple):
@@ -51,11 +55,11 @@ class Withdrawn(NamedTuple):
 class OptOuts:
     """Notes of withdrawals, in the customer's own partition."""
 
-    def __init__(self, redis: Redis, partitions: int, clock: Clock | None = None) -> None:
+    def __init__(self, redis: Redis, partitions: int) -> None:
         self._redis = redis
         self._partitions = partitions
-        self._clock = clock or SystemClock()
         self._note = redis.register_script(_NOTE)
+        self._under_way = redis.register_script(_UNDER_WAY)
 
     async def withdraw(self, customer: CustomerId, scope: ConsentScope, at_ms: int) -> None:
         """Note a withdrawal; no send that it forbids starts, or is under way, after this returns."""
@@ -67,7 +71,7 @@ class OptOuts:
         with reaching_store():
             under_way = await self._note(
                 keys=[keys.opt_outs(partition), keys.handing_over(partition, customer)],
-                args=[customer, scope, at_ms, self._clock.now_ms()],
+                args=[customer, scope, at_ms],
             )
         return Withdrawn(customer, frozenset(under_way))
 
@@ -88,13 +92,9 @@ class OptOuts:
             OPT_OUT_WAITS.labels("over").inc()
 
     async def _still_under_way(self, withdrawn: Sequence[Withdrawn]) -> list[Withdrawn]:
-        now_ms = self._clock.now_ms()
+        names = [keys.handing_over(partition_of(each.customer, self._partitions), each.customer) for each in withdrawn]
         with reaching_store():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for customer, _ in withdrawn:
-                    name = keys.handing_over(partition_of(customer, self._partitions), customer)
-                    pipe.zrange(name, now_ms, "+inf", byscore=True)
-                found = cast("list[list[bytes]]", await pipe.execute())
+            found = await run_each(self._redis, self._under_way, [([name], ()) for name in names])
         return [each for each, now in zip(withdrawn, found, strict=True) if not each.under_way.isdisjoint(now)]
 
     async def overlay(self, customer: Customer) -> None:

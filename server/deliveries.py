@@ -31,10 +31,12 @@ from server.recalls import DELIVERY_TTL_S, Recaller, delivery_in
 from server.receipts import append_receipt
 from server.situations import situation_of
 from server.state import StateStore
-from server.store import reaching_store, text
-from server.world import WorldStore
+from server.store import NOW_MS, reaching_store, text
+from server.world import World, WorldStore
 
 _UNSUBSCRIBE_VALID_MS = 30 * 86_400_000
+#: What a message is stopped for because of what the world says of promotions and stores.
+_OF_THE_WORLD = (Reason.PROMOTION_ENDED, Reason.STORE_CLOSED, Reason.OUTSIDE_HOURS)
 
 #: What both scripts below begin with. KEYS: the delivery, the outbox, the hand-overs under way to the customer. ARGV:
 #: the bytes that must be stored ("" for none), the new ones, how long to keep them, the entry that must be in the
@@ -46,16 +48,17 @@ if #redis.call('XRANGE', KEYS[2], ARGV[4], ARGV[4]) == 0 or (stored ~= ARGV[1] a
   return 0
 end
 """
-#: Before a hand-over. KEYS besides: the notes of withdrawn consents. ARGV besides: when it is over at the latest (ms),
-#: the customer, and what was noted of them when the message was checked. -1 if something else is noted now.
+#: Before a hand-over. KEYS besides: the notes of withdrawn consents. ARGV besides: how long it takes at most (ms), the
+#: customer, and what was noted of them when the message was checked. -1 if something else is noted now.
 _BEGIN = (
-    _IF_STILL_OURS
+    NOW_MS
+    + _IF_STILL_OURS
     + """
 if (redis.call('HGET', KEYS[4], ARGV[7]) or '') ~= ARGV[8] then
   return -1
 end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
-redis.call('ZADD', KEYS[3], ARGV[6], ARGV[5])
+redis.call('ZADD', KEYS[3], string.format('%.0f', now_ms() + ARGV[6]), ARGV[5])
 redis.call('EXPIRE', KEYS[3], 120)
 return 1
 """
@@ -165,10 +168,18 @@ class DeliveryDesk:
             # logged.
             raise Unavailable("the record of a message's customer can't be read") from None
         bring_in(scopes_in(note), customer)
-        world = self._world.current
-        stopped = recheck(message, customer, presence, world.catalogue, stock, self._policy, self._clock.now_ms())
+
+        def still(world: World) -> Reason | None:
+            return recheck(message, customer, presence, world.catalogue, stock, self._policy, self._clock.now_ms())
+
+        stopped = still(self._world.current)
+        if stopped in _OF_THE_WORLD:
+            # The engine may have decided by a newer world than this process has.
+            await self._world.refresh()
+            stopped = still(self._world.current)
         if stopped is not None:
             return stopped
+        world = self._world.current
         fence = world.fences.by_id.get(message.fence) if message.fence is not None else None
         return Prepared(
             outgoing=Outgoing(
@@ -235,13 +246,13 @@ class DeliveryDesk:
         before: Delivery,
         after: Delivery,
         prepared: Prepared,
-        until_ms: int,
+        lasts_ms: int,
     ) -> bool:
         partition = self._state.partition(message.customer)
         with reaching_store():
             saved = await self._begin(
                 keys=[*self._keys_of(partition, message), keys.opt_outs(partition)],
-                args=[*_step(message, entry_id, before, after), until_ms, message.customer, prepared.noted],
+                args=[*_step(message, entry_id, before, after), lasts_ms, message.customer, prepared.noted],
             )
         _refuse_if_lost(saved, message)
         return bool(saved == 1)

@@ -1,14 +1,24 @@
 """Talking to Valkey or Redis: how clients are made, what their failures mean, and what types their replies have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.commands.core import AsyncScript
+from redis.exceptions import NoScriptError, RedisError
 
 from nearcast.errors import Unavailable
+
+#: Stands before scripts that compare times of several hosts: the store's clock is the one that they share.
+NOW_MS = """
+local function now_ms()
+  local now = redis.call('TIME')
+  return now[1] * 1000 + math.floor(now[2] / 1000)
+end
+"""
 
 #: Connections of one client. While the store stalls, callers wait for one of these instead of opening ever more.
 _CONNECTIONS = 64
@@ -37,6 +47,25 @@ def reaching_store(what: str = "the state store can't be reached") -> Iterator[N
         yield
     except (RedisError, OSError) as error:
         raise Unavailable(f"{what}: {type(error).__name__}") from None
+
+
+async def run_each(
+    redis: Redis, script: AsyncScript, calls: Sequence[tuple[Sequence[str], Sequence[str | bytes | int]]]
+) -> list[Any]:
+    """What a script returns for each of these keys and arguments, in one round trip; it must be one that may be
+    repeated."""
+
+    async def run() -> list[Any]:
+        async with redis.pipeline(transaction=False) as pipe:
+            for names, arguments in calls:
+                pipe.evalsha(script.sha, len(names), *names, *arguments)
+            return await pipe.execute()
+
+    try:
+        return await run()
+    except NoScriptError:
+        await redis.script_load(script.script)
+        return await run()
 
 
 def text(reply: bytes | str) -> str:

@@ -221,7 +221,9 @@ class ChannelStreams:
     async def _send(self) -> None:
         """Send what is unsent, one round trip after the other: what is published meanwhile goes with the next one."""
         while self._unsent:
-            batch = [self._unsent.popleft() for _ in range(min(BATCH, len(self._unsent)))]
+            popped = [self._unsent.popleft() for _ in range(min(BATCH, len(self._unsent)))]
+            # Nobody may find that what they gave up was published later.
+            batch = [(command, sent) for command, sent in popped if not sent.cancelled()]
             try:
                 async with self._store():
                     replies = await self._each([command for command, _ in batch], self._publish)

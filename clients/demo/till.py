@@ -1,12 +1,16 @@
 """The tills of all shops: a purchase first redeems the coupons that its customer applied, then goes to nearcast."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
 
 from clients.client import Nearcast
 from clients.demo.measure import Measure
 from clients.demo.patience import insist
 from clients.device import Refused
 from nearcast.events import IntakeEvent, Purchase
+from nearcast.world import Discount
 
 
 class Till:
@@ -29,8 +33,15 @@ class Till:
         taken = 0
         for code in self._codes.pop(purchase.customer, []):
             try:
-                redemption = f"{purchase.event_id}/{code}"
-                await insist(self._pos.redeem, code, store=purchase.store or "", redemption_id=redemption)
+                coupon = await insist(self._pos.validate, code)
+                await insist(
+                    self._pos.redeem,
+                    code,
+                    store=purchase.store or "",
+                    redemption_id=f"{purchase.event_id}/{code}",
+                    revenue_cents=sum(line.amount_cents for line in purchase.items),
+                    discount_cents=_off_cents(coupon, purchase),
+                )
             except Refused as refusal:
                 self._measure.errors[f"redeem_{refusal.reason}"] += 1
             else:
@@ -38,3 +49,12 @@ class Till:
                 self._measure.redeemed += 1
         await self._hand_over(purchase)
         return taken
+
+
+def _off_cents(coupon: Mapping[str, Any], purchase: Purchase) -> int:
+    """What a coupon takes off: of the thing that it is for, if that is in the basket, else of all of it."""
+    if coupon.get("discount") is None:
+        return 0
+    of_thing = [line.amount_cents for line in purchase.items if line.sku == coupon.get("sku")]
+    discount = msgspec.convert(coupon["discount"], Discount)
+    return discount.off_cents(sum(of_thing or (line.amount_cents for line in purchase.items)))

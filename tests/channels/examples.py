@@ -152,7 +152,7 @@ class MemoryDesk:
         return self.deliveries.get(message.id, [Delivery()])[-1]
 
     async def begin(
-        self, message: Message, entry_id: str, before: Delivery, after: Delivery, prepared: Prepared, until_ms: int
+        self, message: Message, entry_id: str, before: Delivery, after: Delivery, prepared: Prepared, lasts_ms: int
     ) -> bool:
         if self.withdrawn:
             self.withdrawn -= 1

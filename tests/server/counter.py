@@ -39,7 +39,7 @@ class Counter:
         self.redis = redis
         self.world = world
         self.clock = ManualClock(NOW + 1_000)
-        self.opt_outs = OptOuts(redis, PARTITIONS, self.clock)
+        self.opt_outs = OptOuts(redis, PARTITIONS)
         self.engine = engine
         self.state = StateStore(redis, PARTITIONS)
         self.coupons = CouponBook(redis, b"secret", self.clock)

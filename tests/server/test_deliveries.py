@@ -18,9 +18,11 @@ from offers.policy import Policy, QuietHours
 from offers.worldfile import WorldFile
 from server.consents import OptOuts
 from server.state import StateStore
+from server.world import WorldStore
 from tests.server.counter import ANN, NOW, Counter, open_counter
 from tests.server.rig import PARTITIONS
 from tests.server.test_engine import consent, fix
+from tests.server.town import WORLD
 
 
 @pytest.fixture(params=[Policy()])
@@ -81,6 +83,14 @@ async def test_promotion_gone(counter: Counter) -> None:
     """The retailer has ended it."""
     await counter.world.remove("promotion", "abandoned")
     assert await counter.desk.prepare(await counter.message()) == Reason.PROMOTION_ENDED
+
+
+async def test_a_promotion_newer_than_our_world(counter: Counter) -> None:
+    """Another process has put it there, and the engine has decided by it, since this one looked last: it is sent."""
+    message = await counter.message()
+    await counter.world.remove("promotion", "abandoned")
+    await WorldStore(counter.redis).put(WORLD)
+    assert isinstance(await counter.desk.prepare(message), Prepared)
 
 
 async def test_erased_between_two_reads(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -463,6 +463,10 @@ class Town:
         fields = {"id": shop, "name": store.name, "lat": store.lat, "lng": store.lng, "time_zone": store.time_zone}
         await self.office.put_catalogue({"stores": [{**fields, "hours": []}]})
 
+    async def takes_back(self, someone: Customer, push: Push) -> None:
+        """The shop thinks better of a message."""
+        await self.ask("POST", f"/v1/customers/{someone.id}/messages/{push.message}/recall")
+
     async def tells_others(self, someone: Customer, push: Push, kind: str) -> Json:
         """What other systems read of a message in the topic `customers.promotions`."""
 
@@ -487,7 +491,7 @@ class Town:
         answer = await self._http.request(method, path, json=body, headers=headers)
         if answer.status_code >= 400:
             raise Refused(answer.status_code, answer.json()["reason"], answer.json()["detail"])
-        found: Json = answer.json()
+        found: Json = answer.json() if answer.content else {}
         return found
 
     async def _screen(self, token: str) -> Screen:

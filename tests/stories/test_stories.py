@@ -89,7 +89,7 @@ async def test_05_three_feet_from_a_promoted_product(town: Town) -> None:
     assert (push.product, push.sku, push.price_cents, push.discount_cents) == ("Radio", "radio", 9_000, 1_800)
     record = await town.tells_others(isa, push, "offer")
     assert record == {**msgspec.to_builtins(push), "customer": "isa5", "channel": "websocket"}
-    await town.ask("POST", f"/v1/customers/isa5/messages/{push.message}/recall")
+    await town.takes_back(isa, push)
     assert (await isa.loses(push)).reason == "recalled"
     assert (await town.tells_others(isa, push, "withdraw"))["reason"] == "recalled"
 
