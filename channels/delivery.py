@@ -10,6 +10,7 @@ Every save names the state it goes on from, and every receipt comes after a save
 took the message over is refused (`Fenced`), and sends and reports nothing more. So is one that holds an entry which its
 store has lost: the log brings the message back in a new one, and what this one would say of it is not true then. A
 recall ends a message in the same way, whoever has it: what is handed over next is refused, and its end is reported.
+What ends as not sent, but may have reached a device before, is taken away from there.
 
 A push that has to be acknowledged is not waited for here: `deliver` says when to look again.
 
@@ -461,6 +462,8 @@ class Courier:
         delivery = journey.delivery
         if delivery.state == "pending" or delivery.state == "sending" or delivery.state == "awaiting":
             raise ValueError(f"{delivery.state} is not an outcome")
+        if delivery.state in ("suppressed", "failed") and delivery.doubtful and _may_be_on_devices(journey.message):
+            await self._patience.insist("a recall", partial(self._desk.recall, _recall_of(journey.message, delivery)))
         if delivery.state == "recalled":
             # Whoever recalled it may have told of that before we told that it was handed over.
             announce = partial(self._desk.announce_recall, journey.message)
@@ -483,6 +486,22 @@ class Courier:
 
     def _too_late(self, journey: _Journey) -> bool:
         return self._clock.now_ms() >= journey.message.deadline_ms
+
+
+def _may_be_on_devices(message: Message) -> bool:
+    return message.kind == "assist" or "websocket" in message.channels
+
+
+def _recall_of(message: Message, delivery: Delivery) -> Recall:
+    """To take away what ended as not sent, but may be on a device."""
+    return Recall(
+        message=message.id,
+        decision=message.decision,
+        customer=message.customer,
+        kind=message.kind,
+        reason=delivery.reason,
+        store=message.store,
+    )
 
 
 def _why(error: Exception) -> str:

@@ -71,8 +71,8 @@ class Charge(msgspec.Struct, kw_only=True, frozen=True, array_like=True):
     cents: int = 0
 
 
-class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One promotion (for one thing) that a moment could lead to, and how it fared."""
+class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """One promotion (for one thing) that a moment could lead to, and how it fared. Never part of a reference cycle."""
 
     promotion: PromotionId
     sku: Sku | None = None

@@ -7,7 +7,6 @@ The order is that of promotion ids, then of relevance to the customer. It depend
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 
 from msgspec.structs import replace
 
@@ -17,7 +16,8 @@ from nearcast.hours import store_is_open
 from nearcast.ids import Sku, StoreId
 from nearcast.moments import Moment
 from nearcast.world import Promotion, Where
-from offers.catalogue import Catalogue
+from offers.catalogue import Catalogue, Goods, remember
+from offers.once import once
 from offers.prices import price_for
 
 #: How many things of one promotion are considered for one moment: those most relevant to the customer.
@@ -107,7 +107,11 @@ def open_stores_around(store: StoreId, within_m: float, at_ms: int, catalogue: C
 
 def suits(promotion: Promotion, moment: Moment) -> bool:
     """Whether the moment, of the promotion's trigger, is one that it asks for, whoever it is and whatever about."""
-    return fits(promotion.where, moment) and crosses_points(promotion, moment) and has_status(promotion, moment)
+    return (
+        fits(promotion.where, moment)
+        and (promotion.trigger != "points_reached" or crosses_points(promotion, moment))
+        and has_status(promotion, moment)
+    )
 
 
 def fits(where: Where, moment: Moment) -> bool:
@@ -120,9 +124,7 @@ def fits(where: Where, moment: Moment) -> bool:
 
 
 def crosses_points(promotion: Promotion, moment: Moment) -> bool:
-    """Of "points_reached": whether the points rose from below the promotion's threshold to it, or past it."""
-    if promotion.trigger != "points_reached":
-        return True
+    """Whether the points rose from below the promotion's threshold to it, or past it."""
     before, after = moment.points or (0, 0)
     return before < (promotion.who.min_points or 0) <= after
 
@@ -138,9 +140,10 @@ class Relevance:
     def __init__(self, moment: Moment, customer: Customer, catalogue: Catalogue) -> None:
         self._at_ms = moment.at_ms
         self._customer = customer
+        self._bought = customer.history.segments.keys()
         self._segments = catalogue.segments
 
-    @cached_property
+    @once
     def shown(self) -> list[Sku]:
         """What the customer showed interest in: in the cart, on the wishlist, looked at; the newest of each first."""
         customer = self._customer
@@ -151,7 +154,7 @@ class Relevance:
             for sku in sorted(interest, key=lambda sku: (-interest[sku], sku))
         ]
 
-    @cached_property
+    @once
     def _places(self) -> dict[str, list[int]]:
         """Where in `shown` a thing, or those of a segment, are; by their names."""
         places: dict[str, list[int]] = {}
@@ -160,11 +163,24 @@ class Relevance:
                 places.setdefault(name, []).append(place)
         return places
 
+    @once
+    def _names(self) -> set[str]:
+        """The things of `shown`, and their segments."""
+        customer = self._customer
+        skus = {*customer.cart, *customer.wishlist, *customer.viewed}
+        return {*skus, *[self._segments.get(sku, sku) for sku in skus]}
+
+    def is_none_in(self, goods: Goods) -> bool:
+        """Whether the customer showed no interest in any of it, nor ever bought anything like it."""
+        return self._names.isdisjoint(goods.names) and self._bought.isdisjoint(goods.segments)
+
     def shown_of(self, names: Iterable[str]) -> Sequence[Sku]:
         """Those of `shown` that are one of these things, or of one of these segments."""
+        if self._names.isdisjoint(names):
+            return ()
         places = self._places
         found = {place for name in names if name in places for place in places[name]}
-        return [self.shown[place] for place in sorted(found)] if found else ()
+        return [self.shown[place] for place in sorted(found)]
 
     def segments(self, names: Sequence[str]) -> Sequence[str]:
         """Segments: those first that the customer buys most from, then by name."""
@@ -205,20 +221,53 @@ def things(
         return [None] if what.instead is None else []
     if relevance is None:
         relevance = Relevance(moment, customer, catalogue)
-    skus, segments = what.skus, what.segments
-    shown: Sequence[Sku] = relevance.shown
-    if skus or segments:
+    if who.in_cart or who.on_wishlist:
+        # Without names it is about all of it.
+        shown = relevance.shown_of(names) if (names := (*what.skus, *what.segments)) else relevance.shown
+        owned = [sku for sku in shown if is_of(promotion, sku, catalogue) and is_owned(promotion, sku, customer)]
+        return list(dict.fromkeys(owned))[:MAX_THINGS]
+    goods = goods_of(promotion, moment.store, catalogue)
+    return (
+        goods.things if relevance.is_none_in(goods) else _most_relevant(promotion, moment.store, catalogue, relevance)
+    )
+
+
+def goods_of(promotion: Promotion, store: StoreId | None, catalogue: Catalogue) -> Goods:
+    """What a promotion that names things is about; worked out once for each version of the catalogue."""
+    what = promotion.what
+    # Where things are displayed matters for segments only.
+    place = (promotion.id, store if what.segments else None)
+    known = catalogue.goods.get(place)
+    if known is None:
+        of_skus = [catalogue.segments[sku] for sku in what.skus if sku in catalogue.segments]
+        known = Goods(
+            names=frozenset((*what.skus, *what.segments)),
+            segments=frozenset((*what.segments, *of_skus)),
+            things=tuple(_most_relevant(promotion, store, catalogue, None)),
+        )
+        remember(catalogue.goods, place, known)
+    return known
+
+
+def _most_relevant(
+    promotion: Promotion, store: StoreId | None, catalogue: Catalogue, relevance: Relevance | None
+) -> list[Sku]:
+    """The things of a promotion that names some; without `relevance`, for nobody in particular."""
+    what = promotion.what
+    shown: Sequence[Sku] = ()
+    skus: Sequence[str] = sorted(what.skus)
+    segments: Sequence[str] = sorted(what.segments)
+    if relevance is not None:
         # A thing can have the name of a segment.
         shown = [sku for sku in relevance.shown_of((*skus, *segments)) if is_of(promotion, sku, catalogue)]
-    if who.in_cart or who.on_wishlist:
-        return list(dict.fromkeys(sku for sku in shown if is_owned(promotion, sku, customer)))[:MAX_THINGS]
-    found: dict[str, None] = dict.fromkeys((*shown, *relevance.skus(skus)))
-    for segment in relevance.segments(segments):
+        skus, segments = relevance.skus(skus), relevance.segments(segments)
+    found: dict[str, None] = dict.fromkeys((*shown, *skus))
+    for segment in segments:
         if len(found) >= MAX_THINGS:
             break
         # All of a small segment, and enough of a large one: those that are there already give no more.
         for group in (
-            catalogue.on_display.get((moment.store or "", segment), ()),
+            catalogue.on_display.get((store or "", segment), ()),
             catalogue.skus_of_segment.get(segment, ()),
         ):
             found.update(dict.fromkeys(group[: MAX_THINGS + len(found)]))

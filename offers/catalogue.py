@@ -33,6 +33,17 @@ MAX_ALIKE = 5
 _REMEMBERED = 20_000
 
 
+class Goods(msgspec.Struct, frozen=True):
+    """What a promotion is about, in one store."""
+
+    #: The SKUs and segments that it names.
+    names: frozenset[str]
+    #: These segments, and those of these SKUs.
+    segments: frozenset[str]
+    #: The things that somebody gets to see who never had to do with any of it.
+    things: tuple[Sku, ...]
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Use `Catalogue.build`. Of things that share an id, the last one given counts."""
@@ -53,11 +64,15 @@ class Catalogue:
     #: When those fences are in use that have hours or special days, their own or of a fence around them; by the clock
     #: of their store.
     fence_hours: Mapping[FenceId, Timetable]
+    #: Those that have budgets.
+    budgeted: frozenset[PromotionId]
     #: The rules version: 64 bits of a content hash, as 16 hexadecimal digits.
     version: str
     _neighbours: dict[StoreId, tuple[tuple[float, Store], ...]] = field(default_factory=dict, repr=False, compare=False)
-    #: By promotion, the gates that concern it: `offers.gates` notes them.
-    gates: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+    #: By promotion, the gates that concern it, as a mask: `offers.gates` notes them.
+    gates: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+    #: By promotion and store: `offers.candidates` notes them.
+    goods: dict[tuple[str, StoreId | None], Goods] = field(default_factory=dict, repr=False, compare=False)
     _alike: dict[tuple[StoreId, Sku], tuple[Sku, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -92,6 +107,7 @@ class Catalogue:
             skus_of_segment={segment: tuple(skus) for segment, skus in of_segment.items()},
             on_display={place: tuple(skus) for place, skus in displayed.items()},
             fence_hours=fence_hours,
+            budgeted=frozenset(promotion.promotion_id for promotion in promotions_by_id.values() if promotion.budgets),
             version=_content_hash(stores_by_id, products_by_sku, promotions_by_id, fence_hours),
         )
 
@@ -100,7 +116,7 @@ class Catalogue:
         known = self._neighbours.get(store)
         if known is None:
             known = tuple(heapq.nsmallest(MAX_NEIGHBOURS, self._around(store), key=lambda each: (each[0], each[1].id)))
-            _remember(self._neighbours, store, known)
+            remember(self._neighbours, store, known)
         return known
 
     def alike(self, store: StoreId, sku: Sku) -> tuple[Sku, ...]:
@@ -109,7 +125,7 @@ class Catalogue:
         known = self._alike.get((store, sku))
         if known is None:
             known = self._find_alike(store, sku)
-            _remember(self._alike, (store, sku), known)
+            remember(self._alike, (store, sku), known)
         return known
 
     def _around(self, store: StoreId) -> Iterator[tuple[float, Store]]:
@@ -150,7 +166,8 @@ def distance_m(one: Store, other: Store) -> float:
     return 2 * _EARTH_RADIUS_M * math.asin(math.sqrt(min(half_chord, 1.0)))
 
 
-def _remember(answers: dict[_Key, _Answer], key: _Key, answer: _Answer) -> None:
+def remember(answers: dict[_Key, _Answer], key: _Key, answer: _Answer) -> None:
+    """Note an answer; once there are many, forget the others first."""
     if len(answers) >= _REMEMBERED:
         answers.clear()
     answers[key] = answer

@@ -7,8 +7,10 @@ known exactly: a logged choice can be weighed by it to ask what another policy w
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import msgspec
 
-class Option(NamedTuple):
+
+class Option(msgspec.Struct, frozen=True):
     """One thing that could be done. Nothing is always possible, is worth 0, and needs no option."""
 
     expected_cents: float
@@ -67,10 +69,13 @@ def choose(options: Sequence[Option], exploration: float, chance: tuple[float, f
 
 def _best(options: Sequence[Option], among: Iterable[int]) -> int | None:
     best: int | None = None
+    most_cents = 0.0
     for index in among:
         option = options[index]
-        if option.is_worth_it and (best is None or option.expected_cents > options[best].expected_cents):
-            best = index
+        cents = option.expected_cents
+        # The cheap question first: most are not the best.
+        if (best is None or cents > most_cents) and option.is_worth_it:
+            best, most_cents = index, cents
     return best
 
 

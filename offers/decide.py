@@ -7,25 +7,19 @@ replay decides the same.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from nearcast.customer import Customer
 from nearcast.decisions import Candidate, Decision, Reason, WouldBe
 from nearcast.ids import DecisionId, PromotionId, Sku, StoreId, decision_id, place_of
 from nearcast.moments import Moment
-from nearcast.world import Discount
+from nearcast.world import Discount, Promotion
 from offers.arms import is_held_out, place_in
 from offers.candidates import settled
 from offers.catalogue import Catalogue
 from offers.choice import Choice, Option, choose
-from offers.gates import (
-    GATES,
-    Asked,
-    Situation,
-    capped_channels,
-    gates_of,
-    stopped_by,
-)
+from offers.gates import GATES, Asked, Gate, Situation, capped_channels, concerning, gates_in, stopped_by
 from offers.policy import Policy
 from offers.worth import cost_cents, ignored_of
 
@@ -51,13 +45,16 @@ def rule_out(
     reasons: dict[PromotionId, Reason | None] = {}
     ruled = Screened((), situation)
     for candidate in candidates:
+        if candidate.stopped_by is not None:
+            ruled.append(candidate)
+            continue
         name = candidate.promotion
-        if candidate.stopped_by is None and name not in reasons:
+        if name not in reasons:
             promotion = catalogue.promotions[name]
-            gates = gates_of(promotion, catalogue).of_promotion
+            gates = gates_in(situation.open_of_promotion & concerning(promotion, catalogue))
             reasons[name] = stopped_by(gates, Asked(situation, promotion, candidate))
-        reason = candidate.stopped_by or reasons[name]
-        ruled.append(candidate if reason is candidate.stopped_by else replace(candidate, stopped_by=reason))
+        reason = reasons[name]
+        ruled.append(candidate if reason is None else replace(candidate, stopped_by=reason))
     return ruled
 
 
@@ -80,27 +77,43 @@ def screen(
         candidates = rule_out(moment, customer, candidates, catalogue, policy)
         situation = Situation(moment, customer, catalogue, {}, policy)
     situation = situation.with_stock(stock)
-    timing: dict[PromotionId, Reason | None] = {}
     screened = Screened((), situation)
-    for ruled in candidates:
-        if ruled.stopped_by is not None:
-            screened.append(ruled)
+    known: dict[PromotionId, _Timed] = {}
+    for candidate in candidates:
+        if candidate.stopped_by is not None:
+            screened.append(candidate)
             continue
-        name = ruled.promotion
-        promotion = catalogue.promotions[name]
-        gates = gates_of(promotion, catalogue)
-        what = promotion.what
-        candidate = ruled
-        if what.instead is not None or what.price_rule is not None:
-            candidate = settled(ruled, moment, customer, catalogue, stock)
-        asked = Asked(situation, promotion, candidate)
-        reason = stopped_by(gates.of_thing, asked)
-        if reason is None:
-            if name not in timing:
-                timing[name] = stopped_by(gates.of_timing, asked)
-            reason = timing[name]
-        screened.append(candidate if reason is None else replace(candidate, stopped_by=reason))
+        timed = known.get(candidate.promotion)
+        if timed is None:
+            timed = known[candidate.promotion] = _timed(candidate, situation)
+        found = candidate
+        if timed.needs_settling:
+            found = settled(candidate, moment, customer, catalogue, stock)
+        reason = stopped_by(timed.gates, Asked(situation, timed.promotion, found)) or timed.stopped_by
+        screened.append(found if reason is None else replace(found, stopped_by=reason))
     return screened
+
+
+class _Timed(msgspec.Struct, frozen=True):
+    """What is the same for all the things of a promotion at one moment."""
+
+    promotion: Promotion
+    #: Those that look at the thing.
+    gates: Sequence[Gate]
+    needs_settling: bool
+    #: What stops those that pass these.
+    stopped_by: Reason | None
+
+
+def _timed(candidate: Candidate, at: Situation) -> _Timed:
+    promotion = at.catalogue.promotions[candidate.promotion]
+    concerned, what = concerning(promotion, at.catalogue), promotion.what
+    return _Timed(
+        promotion,
+        gates_in(at.open_of_thing & concerned),
+        what.instead is not None or what.price_rule is not None,
+        stopped_by(gates_in(at.open_of_timing(promotion) & concerned), Asked(at, promotion, candidate)),
+    )
 
 
 def _found(
@@ -120,7 +133,7 @@ class Scores(NamedTuple):
     #: P(redeem).
     propensities: Mapping[int, float]
     #: The feature rows that it said this of, for the record.
-    inputs: Mapping[int, Sequence[float]]
+    inputs: Mapping[int, list[float]]
     model_version: str
     features_hash: str
 
@@ -141,36 +154,55 @@ def decide(
     situation = _found(screened, moment, customer, catalogue, policy)
     if situation is None:
         situation = Situation(moment, customer, catalogue, {}, policy)
-    candidates = _valued(screened, scores, situation)
+    names = [candidate.promotion for candidate in screened]
     decision = Decision(
         id=_id(moment, catalogue.version),
         moment=moment,
         outcome="nothing",
         at_ms=moment.at_ms,
         deadline_ms=moment.at_ms,
-        candidates=candidates,
+        candidates=list(screened),
         rules_version=catalogue.version,
         model_version=scores.model_version,
         store=moment.store,
-        arms=_arms(moment, candidates, catalogue),
+        arms=_arms(moment, names, catalogue),
     )
-    passed = [index for index, candidate in enumerate(candidates) if candidate.stopped_by is None]
+    passed = [index for index, candidate in enumerate(screened) if candidate.stopped_by is None]
     if not passed:
-        decision.reason = _furthest(candidates)
+        decision.reason = _furthest(screened)
         _hold(decision, situation)
         return decision
-    passed.sort(key=lambda index: candidates[index].promotion)
+    passed.sort(key=names.__getitem__)
     decision.features_hash = scores.features_hash
-    options = _options([candidates[index] for index in passed], situation)
+    of_promotion = _deals([names[index] for index in passed], situation)
+    deals = [of_promotion[names[index]] for index in passed]
+    propensities = [scores.propensities[index] for index in passed]
+    options = [
+        Option(propensity * deal.value_cents - deal.cost_cents, deal.is_alert, deal.is_held)
+        for propensity, deal in zip(propensities, deals, strict=True)
+    ]
     choice = choose(options, policy.exploration, _chance(moment) if policy.exploration else (0.0, 0.0))
-    for place, index in enumerate(passed):
-        # Ours alone: the ones given were copied when they got their value.
-        candidate = candidates[index]
-        candidate.probability = choice.probabilities[place]
-        candidate.held_out = options[place].is_held
-        if place != choice.chosen:
-            candidate.stopped_by = _lost(options[place], choice, place)
-    _record(decision, choice, [candidates[index] for index in passed], situation)
+    judged = []
+    for place, (index, option, deal) in enumerate(zip(passed, options, deals, strict=True)):
+        given = screened[index]
+        candidate = Candidate(
+            promotion=given.promotion,
+            sku=given.sku,
+            stopped_by=None if place == choice.chosen else _lost(option, choice, place),
+            propensity=propensities[place],
+            value_cents=deal.value_cents,
+            cost_cents=deal.cost_cents,
+            expected_cents=option.expected_cents,
+            probability=choice.probabilities[place],
+            held_out=option.is_held,
+            inputs=scores.inputs[index],
+            instead_of=given.instead_of,
+            store=given.store,
+            price=given.price,
+        )
+        decision.candidates[index] = candidate
+        judged.append(candidate)
+    _record(decision, choice, judged, situation)
     if decision.promotion is None:
         _hold(decision, situation)
     return decision
@@ -182,46 +214,32 @@ def _hold(decision: Decision, situation: Situation) -> None:
         decision.held_until_ms = situation.quiet_until_ms or 0
 
 
-def _valued(screened: Sequence[Candidate], scores: Scores, at: Situation) -> list[Candidate]:
-    """The candidates, with what each is worth that no gate stopped."""
+class _Deal(msgspec.Struct, frozen=True):
+    """What is the same for all the things of a promotion that passed every gate."""
+
+    value_cents: float
+    cost_cents: float
+    is_alert: bool
+    is_held: bool
+
+
+def _deals(names: Iterable[PromotionId], at: Situation) -> dict[PromotionId, _Deal]:
     times_ignored = ignored_of(at.offers, at.policy, at.now_ms)
-    costs: dict[PromotionId, float] = {}
-    valued = []
-    for index, candidate in enumerate(screened):
-        if candidate.stopped_by is not None:
-            valued.append(candidate)
-            continue
-        promotion, propensity = at.catalogue.promotions[candidate.promotion], scores.propensities[index]
-        cost = costs.get(candidate.promotion)
-        if cost is None:
-            cost = costs[candidate.promotion] = cost_cents(promotion, times_ignored, at.policy)
-        # Set one by one, which is quicker than to replace so many fields.
-        own = replace(candidate)
-        own.propensity = propensity
-        own.value_cents = float(promotion.value_cents)
-        own.cost_cents = cost
-        own.expected_cents = propensity * promotion.value_cents - cost
-        own.inputs = list(scores.inputs[index])
-        valued.append(own)
-    return valued
-
-
-def _options(candidates: Iterable[Candidate], at: Situation) -> list[Option]:
-    kinds: dict[PromotionId, tuple[bool, bool]] = {}
-    options = []
-    for candidate in candidates:
-        name = candidate.promotion
-        kind = kinds.get(name)
-        if kind is None:
-            promotion = at.catalogue.promotions[name]
-            kind = kinds[name] = (promotion.kind != "offer", is_held_out(promotion, at.customer.id, at.policy))
-        options.append(Option(candidate.expected_cents or 0.0, *kind))
-    return options
+    deals = {}
+    for name in dict.fromkeys(names):
+        promotion = at.catalogue.promotions[name]
+        deals[name] = _Deal(
+            value_cents=float(promotion.value_cents),
+            cost_cents=cost_cents(promotion, times_ignored, at.policy),
+            is_alert=promotion.kind != "offer",
+            is_held=is_held_out(promotion, at.customer.id, at.policy),
+        )
+    return deals
 
 
 def _lost(option: Option, choice: Choice, place: int) -> Reason:
     """Why an option that was not chosen was not."""
-    if option.is_held and (option.is_worth_it or place == choice.wanted):
+    if option.is_held and (place == choice.wanted or option.is_worth_it):
         return Reason.HOLDOUT
     if choice.explored:
         return Reason.EXPLORED
@@ -256,9 +274,8 @@ def _record(decision: Decision, choice: Choice, options: Sequence[Candidate], si
     decision.capped_channels = [channel for channel in promotion.channels if channel in capped]
 
 
-def _arms(moment: Moment, candidates: Iterable[Candidate], catalogue: Catalogue) -> dict[str, float]:
-    promotions = dict.fromkeys(candidate.promotion for candidate in candidates)
-    experiments = (catalogue.promotions[promotion].experiment for promotion in promotions)
+def _arms(moment: Moment, names: Iterable[PromotionId], catalogue: Catalogue) -> dict[str, float]:
+    experiments = [catalogue.promotions[name].experiment for name in dict.fromkeys(names)]
     return {found.name: place_in(found, moment.customer) for found in experiments if found is not None}
 
 

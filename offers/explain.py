@@ -497,7 +497,7 @@ def _not_in_audience(on: Asked) -> str:
     }
     said = [
         f"{words[name]()} ({'holds' if holds else 'does not hold'})"
-        for name, holds in audience(on.promotion, customer, on.at.now_ms)
+        for name, holds in audience(on.promotion, customer, on.at.now_ms).items()
     ]
     return "; ".join(said) or "asks for nobody in particular"
 

@@ -2,24 +2,29 @@
 
 `GATES` is that order, and `docs/reference/promotions.md` lists the same. The first gate that stops a candidate gives
 the reason. What must still hold at the time of sending is a function of its own, which `offers.recheck` asks again.
+
+Most gates can stop nothing most of the time: because of what the promotion is (`concerns`), or because of what moment
+it is. A decision asks only the others, which a mask with one bit for each gate tells quickly.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from copy import copy
-from functools import cached_property
-from typing import NamedTuple, get_args
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import get_args
 from zoneinfo import ZoneInfo
+
+import msgspec
 
 from nearcast.customer import UNSEEN, Customer, SentMessage
 from nearcast.decisions import Candidate, Reason
 from nearcast.events import Channel
 from nearcast.hours import is_open, store_is_open, zone_named
-from nearcast.ids import FenceId, PromotionId, Sku, StoreId
+from nearcast.ids import FenceId, Sku, StoreId
 from nearcast.moments import Moment
 from nearcast.world import PICKUP_TRIGGERS, Budget, Cap, MessageKind, Promotion, Store, Trigger, When, Who
 from offers.arms import in_arm
 from offers.catalogue import Catalogue
 from offers.hours import began_ms, in_quiet_hours, quiet_until_ms, zone_for
+from offers.once import once
 from offers.policy import Policy
 
 #: Triggers that come from where a customer is. Their messages hold only while the customer is still there.
@@ -53,66 +58,97 @@ class Situation:
 
     def with_stock(self, stock: Mapping[tuple[StoreId, Sku], int]) -> "Situation":
         """The same, once the stock is known."""
-        known = copy(self)
-        known.stock = stock
+        known = object.__new__(Situation)
+        known.__dict__.update(self.__dict__, stock=stock)
         return known
 
-    @cached_property
+    @once
     def opted_out(self) -> bool:
         return self.customer.opted_out
 
-    @cached_property
-    def consented(self) -> frozenset[Channel]:
-        """The channels that the customer consents to."""
-        return frozenset(channel for channel in CHANNELS if self.customer.consented(channel))
+    @once
+    def consented(self) -> frozenset[str]:
+        """The channels, and what else there is, that the customer consents to."""
+        if self.opted_out:
+            return frozenset()
+        return frozenset([scope for scope, (given, _) in self.customer.consents.items() if given])
 
-    @cached_property
+    @once
     def may_not_locate(self) -> bool:
         """Whether it came from where they are, which may not be used."""
         return may_not_locate(self.customer, self.moment.trigger)
 
-    @cached_property
+    @once
     def store(self) -> Store | None:
         """The moment's."""
         return self.catalogue.stores.get(self.moment.store) if self.moment.store is not None else None
 
-    @cached_property
+    @once
     def zone(self) -> ZoneInfo | None:
         """The customer's, else the store's, else None: UTC."""
         return zone_for(self.customer, self.store)
 
-    @cached_property
+    @once
     def store_closed(self) -> bool:
         return store_closed(self.moment.store, self.moment.fence, self.catalogue, self.now_ms)
 
-    @cached_property
+    @once
     def quiet_until_ms(self) -> int | None:
         """When the quiet hours are over that it is now; `now_ms` if it is not quiet now, None if they never are."""
         window = self.policy.quiet_hours
         return self.now_ms if window is None else quiet_until_ms(window, self.zone, self.now_ms)
 
-    @cached_property
+    @once
     def offers(self) -> list[SentMessage]:
         return offers_to(self.customer, self.catalogue)
 
-    @cached_property
+    @once
     def spent_caps(self) -> list[Cap]:
         """The policy's caps that are used up."""
         return used_up(self.policy.caps, self.offers, self.now_ms, self.zone)
 
-    @cached_property
-    def sent(self) -> dict[PromotionId, list[SentMessage]]:
-        """The customer's messages by promotion: what its own caps count."""
-        found: dict[PromotionId, list[SentMessage]] = {}
-        for sent in self.customer.messages:
-            found.setdefault(sent.promotion, []).append(sent)
-        return found
+    @once
+    def _sent(self) -> dict[str, Sequence[SentMessage]]:
+        """What `messages_of` found."""
+        return {}
+
+    @once
+    def _promotions_sent(self) -> set[str]:
+        return {sent.promotion for sent in self.customer.messages}
+
+    @once
+    def open_of_promotion(self) -> int:
+        return OF_PROMOTION.open_at(self)
+
+    @once
+    def open_of_thing(self) -> int:
+        return OF_THING.open_at(self)
+
+    @once
+    def _open_of_timing(self) -> int:
+        return OF_TIMING.open_at(self)
+
+    @once
+    def _open_of_timing_if_new(self) -> int:
+        """The same for a promotion that the customer has no messages of."""
+        never = _BITS[Reason.CAPPED] if self.spent_caps else _BITS[Reason.CAPPED] | _BITS[Reason.CAPPED_CHANNELS]
+        return self._open_of_timing & ~never
+
+    def open_of_timing(self, promotion: Promotion) -> int:
+        return self._open_of_timing if promotion.id in self._promotions_sent else self._open_of_timing_if_new
 
     def messages_of(self, promotion: Promotion) -> Sequence[SentMessage]:
-        return self.sent.get(promotion.promotion_id, ())
+        """The customer's messages of a promotion: what its own caps count."""
+        name = promotion.id
+        if name not in self._promotions_sent:
+            return ()
+        known = self._sent.get(name)
+        if known is None:
+            known = self._sent[name] = [sent for sent in self.customer.messages if sent.promotion == name]
+        return known
 
 
-class Asked(NamedTuple):
+class Asked(msgspec.Struct, frozen=True):
     """What a gate is asked about."""
 
     at: Situation
@@ -122,28 +158,6 @@ class Asked(NamedTuple):
 
 #: Why it stops a candidate, and whether it does.
 Gate = tuple[Reason, Callable[[Asked], bool]]
-
-
-class Gates(NamedTuple):
-    """Those that concern a promotion, in their order."""
-
-    of_promotion: tuple[Gate, ...]
-    of_thing: tuple[Gate, ...]
-    of_timing: tuple[Gate, ...]
-
-
-def gates_of(promotion: Promotion, catalogue: Catalogue) -> Gates:
-    """The gates that can stop the promotion, worked out once for each version of the catalogue."""
-    known = catalogue.gates.get(promotion.id)
-    if not isinstance(known, Gates):
-        known = Gates(
-            *(
-                tuple(gate for gate in gates if concerns(gate[0], promotion))
-                for gates in (PROMOTION_GATES, THING_GATES, TIMING_GATES)
-            )
-        )
-        catalogue.gates[promotion.id] = known
-    return known
 
 
 def stopped_by(gates: Iterable[Gate], asked: Asked) -> Reason | None:
@@ -258,7 +272,8 @@ def used_up(
     caps: Iterable[Cap], messages: Collection[SentMessage], now_ms: int, zone: ZoneInfo | None = None
 ) -> list[Cap]:
     """The caps that one more message now would exceed."""
-    return [cap for cap in caps if counted(cap, messages, now_ms, zone) >= cap.count]
+    # Where there are fewer of any kind there are fewer that count.
+    return [cap for cap in caps if len(messages) >= cap.count and counted(cap, messages, now_ms, zone) >= cap.count]
 
 
 def counted(cap: Cap, messages: Iterable[SentMessage], now_ms: int, zone: ZoneInfo | None = None) -> int:
@@ -294,16 +309,14 @@ def is_about(cap: Cap, promotion: Promotion) -> bool:
 
 def capped_channels(at: Situation, promotion: Promotion) -> set[Channel]:
     """The channels that no further message of the promotion may go by now, because of a cap on them."""
-    if promotion.kind == "assist":
-        return set()
-    used: list[Cap] = []
     own = at.messages_of(promotion)
-    if own:
-        used = [cap for cap in promotion.caps if cap.channels and is_about(cap, promotion)]
-        used = used_up(used, own, at.now_ms, at.zone) if used else used
-    if at.spent_caps and promotion.kind == "offer":
-        used += [cap for cap in at.spent_caps if cap.channels and is_about(cap, promotion)]
-    return {channel for cap in used for channel in cap.channels} if used else set()
+    spent = at.spent_caps if promotion.kind == "offer" else ()
+    if promotion.kind == "assist" or not (own or spent):
+        return set()
+    caps = [cap for cap in promotion.caps if cap.channels and is_about(cap, promotion)]
+    used = used_up(caps, own, at.now_ms, at.zone)
+    used += [cap for cap in spent if cap.channels and is_about(cap, promotion)]
+    return {channel for cap in used for channel in cap.channels}
 
 
 def taken(budget: Budget, promotion: Promotion, at: Situation) -> tuple[int, int]:
@@ -361,31 +374,33 @@ def _outside_hours(on: Asked) -> bool:
 
 
 def _not_in_audience(on: Asked) -> bool:
-    return any(not holds for _, holds in audience(on.promotion, on.at.customer, on.at.now_ms))
+    return False in audience(on.promotion, on.at.customer, on.at.now_ms).values()
 
 
-def audience(promotion: Promotion, customer: Customer, now_ms: int) -> Iterator[tuple[str, bool]]:
+def audience(promotion: Promotion, customer: Customer, now_ms: int) -> dict[str, bool]:
     """What the promotion asks of the customer, by the field of `who`, each with whether it holds.
 
     What it asks of a thing (`in_cart`, `on_wishlist`) makes candidates; see there.
     """
     who = promotion.who
+    asked = {}
     if who.groups:
-        yield "groups", not set(who.groups).isdisjoint(customer.groups)
+        asked["groups"] = not set(who.groups).isdisjoint(customer.groups)
     if who.loyalty:
-        yield "loyalty", customer.loyalty in who.loyalty
+        asked["loyalty"] = customer.loyalty in who.loyalty
     if who.bought:
-        yield "bought", any(segment in customer.history.segments for segment in who.bought)
+        asked["bought"] = any(segment in customer.history.segments for segment in who.bought)
     if who.no_purchase_within_s is not None:
         last_ms = customer.history.last_ms
-        yield "no_purchase_within_s", not last_ms or last_ms <= now_ms - who.no_purchase_within_s * 1000
+        asked["no_purchase_within_s"] = not last_ms or last_ms <= now_ms - who.no_purchase_within_s * 1000
     if who.attributes:
         has = customer.attributes
-        yield "attributes", all(has.get(name) in values for name, values in who.attributes.items() if values)
+        asked["attributes"] = all(has.get(name) in values for name, values in who.attributes.items() if values)
     if who.min_points is not None:
-        yield "min_points", customer.points >= who.min_points
+        asked["min_points"] = customer.points >= who.min_points
     if who.consents:
-        yield "consents", all(customer.consented(scope) for scope in who.consents)
+        asked["consents"] = all(customer.consented(scope) for scope in who.consents)
+    return asked
 
 
 def _other_arm(on: Asked) -> bool:
@@ -407,9 +422,9 @@ def _store_closed(on: Asked) -> bool:
 
 def _out_of_stock(on: Asked) -> bool:
     store, sku = on.at.moment.store, on.candidate.sku
-    if store is None or sku is None or on.promotion.what.instead is not None:
+    if store is None or sku is None or on.at.stock.get((store, sku), 0) > 0:
         return False
-    return needs_stock(on.promotion.kind, on.at.moment.trigger) and on.at.stock.get((store, sku), 0) <= 0
+    return on.promotion.what.instead is None and needs_stock(on.promotion.kind, on.at.moment.trigger)
 
 
 def _in_stock(on: Asked) -> bool:
@@ -558,3 +573,63 @@ _CONCERNS: Mapping[Reason, Callable[[Promotion], bool]] = {
 def concerns(reason: Reason, promotion: Promotion) -> bool:
     """Whether the gate can stop the promotion at all."""
     return reason not in _CONCERNS or _CONCERNS[reason](promotion)
+
+
+#: Of some gates, the moments at which they can stop anything: at all others they are not asked.
+_MATTERS: Mapping[Reason, Callable[[Situation], bool]] = {
+    Reason.OPTED_OUT: lambda at: at.opted_out,
+    Reason.LOW_CONFIDENCE: lambda at: at.moment.confidence < at.policy.min_confidence,
+    Reason.SPOOFED: lambda at: at.moment.doubt > at.policy.max_doubt,
+    Reason.STORE_CLOSED: lambda at: at.store_closed,
+    Reason.OUT_OF_STOCK: lambda at: at.moment.store is not None,
+    Reason.STAFF_CONTACT: lambda at: at.customer.last_staff_contact_ms > 0,
+    Reason.QUIET_HOURS: lambda at: at.quiet_until_ms != at.now_ms,
+    Reason.CAPPED: lambda at: bool(at.customer.messages),
+    Reason.CAPPED_OVERALL: lambda at: bool(at.spent_caps),
+    Reason.CAPPED_CHANNELS: lambda at: bool(at.customer.messages),
+    Reason.HELD: lambda at: at.quiet_until_ms != at.now_ms,
+}
+_BITS = {reason: 1 << place for place, (reason, _) in enumerate(GATES)}
+
+
+class Stage:
+    """Gates that are asked one after the other: those that look at one kind of thing."""
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        self._all = sum(_BITS[reason] for reason, _ in gates)
+        self._sometimes = [(_BITS[reason], _MATTERS[reason]) for reason, _ in gates if reason in _MATTERS]
+
+    def open_at(self, at: Situation) -> int:
+        """A mask of those that can stop something at this moment."""
+        mask = self._all
+        for bit, matters in self._sometimes:
+            if not matters(at):
+                mask ^= bit
+        return mask
+
+
+OF_PROMOTION, OF_THING, OF_TIMING = Stage(PROMOTION_GATES), Stage(THING_GATES), Stage(TIMING_GATES)
+
+
+def concerning(promotion: Promotion, catalogue: Catalogue) -> int:
+    """A mask of the gates that can stop the promotion, worked out once for each version of the catalogue."""
+    known = catalogue.gates.get(promotion.id)
+    if known is None:
+        known = sum(_BITS[reason] for reason, _ in GATES if concerns(reason, promotion))
+        if _is_for_products(promotion, catalogue):
+            known &= ~_BITS[Reason.NO_PRODUCT]
+        catalogue.gates[promotion.id] = known
+    return known
+
+
+def _is_for_products(promotion: Promotion, catalogue: Catalogue) -> bool:
+    """Whether it names what it is for, and the catalogue has all of that."""
+    what = promotion.what
+    return bool(what.skus or what.segments) and all(sku in catalogue.products for sku in what.skus)
+
+
+# Some dozens of masks are all there are in practice.
+@lru_cache(maxsize=4096)
+def gates_in(mask: int) -> tuple[Gate, ...]:
+    """The gates of a mask, in their order."""
+    return tuple(gate for gate in GATES if mask & _BITS[gate[0]])

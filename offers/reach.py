@@ -80,8 +80,8 @@ class Reach:
         owned = [group.owned_by for group in groups if group.owned_by]
         if owned:
             things = {*customer.cart, *customer.wishlist} if moment.sku is None else {moment.sku}
-            names = {*things, *(segments.get(thing, "") for thing in things)}
+            names = {*things, *[segments.get(thing, "") for thing in things]}
             for by_name in owned:
-                for name in names:
-                    found.update(by_name.get(name, ()))
+                for name in by_name.keys() & names:
+                    found.update(by_name[name])
         return [self._promotions[number] for number in sorted(found)]

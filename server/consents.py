@@ -19,7 +19,8 @@ from nearcast.customer import Customer
 from nearcast.events import ConsentScope
 from nearcast.ids import CustomerId, partition_of
 from nearcast.metrics import OPT_OUT_WAITS
-from server.store import NOW_MS, reaching_store, run_each
+from server.scripts import SharedScript
+from server.store import NOW_MS, reaching_store
 
 log = logging.getLogger("nearcast.server")
 
@@ -59,7 +60,7 @@ class OptOuts:
         self._redis = redis
         self._partitions = partitions
         self._note = redis.register_script(_NOTE)
-        self._under_way = redis.register_script(_UNDER_WAY)
+        self._under_way = SharedScript(redis, _UNDER_WAY)
 
     async def withdraw(self, customer: CustomerId, scope: ConsentScope, at_ms: int) -> None:
         """Note a withdrawal; no send that it forbids starts, or is under way, after this returns."""
@@ -94,7 +95,7 @@ class OptOuts:
     async def _still_under_way(self, withdrawn: Sequence[Withdrawn]) -> list[Withdrawn]:
         names = [keys.handing_over(partition_of(each.customer, self._partitions), each.customer) for each in withdrawn]
         with reaching_store():
-            found = await run_each(self._redis, self._under_way, [([name], ()) for name in names])
+            found = cast("list[list[bytes]]", await asyncio.gather(*(self._under_way([name], []) for name in names)))
         return [each for each, now in zip(withdrawn, found, strict=True) if not each.under_way.isdisjoint(now)]
 
     async def overlay(self, customer: Customer) -> None:

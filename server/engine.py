@@ -378,12 +378,15 @@ class Engine:
     ) -> Sequence[tuple[Item, Moment, list[Candidate]]]:
         """The same, with those candidates stopped whose budget is exhausted. One round trip, if any has a budget and
         what this engine holds of it runs out."""
+        budgeted = batch.world.catalogue.budgeted
+        if not budgeted:
+            return moments
         wanted: dict[tuple[int, str], Demand] = {}
         shares: dict[tuple[int, int], list[Share]] = {}
         for place, (item, moment, found) in enumerate(moments):
             once: set[str] = set()
             for index, candidate in enumerate(found):
-                if candidate.stopped_by is not None:
+                if candidate.stopped_by is not None or candidate.promotion not in budgeted:
                     continue
                 asked = _shares(candidate, moment, batch.world.catalogue)
                 if not asked:
@@ -478,12 +481,12 @@ def _features(
     """The redeem model's rows for one moment's options."""
     if not options:
         return []
-    part = redeem.customer_part(customer, moment.at_ms)
-    return [
-        redeem.candidate_row(
-            part,
-            catalogue.promotions[option.promotion],
-            None if option.sku is None else catalogue.segments.get(option.sku),
-        )
-        for option in options
-    ]
+    segments, promotions = catalogue.segments, catalogue.promotions
+    return redeem.rows(
+        customer,
+        moment.at_ms,
+        [
+            (promotions[option.promotion], None if option.sku is None else segments.get(option.sku))
+            for option in options
+        ],
+    )

@@ -5,7 +5,9 @@ be repeated, and a crash in between is a repetition. What somebody has opened is
 they have applied is theirs; but it goes by no further channel.
 """
 
-from typing import Literal, Protocol
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 from redis.asyncio import Redis
@@ -14,15 +16,18 @@ from channels.gateway.streams import ChannelStreams
 from channels.push import customer_channel, recall, staff_channel
 from channels.states import STEPS, Delivery
 from nearcast import keys
+from nearcast.customer import Customer, SentMessage
 from nearcast.errors import InputError, UnreadableState
-from nearcast.ids import DecisionId, MessageId
+from nearcast.ids import CustomerId, DecisionId, MessageId
 from nearcast.messages import Recall
 from nearcast.metrics import RECALLS
 from server.announcing import SILENT, Announcer
 from server.intake import Intake
-from server.receipts import append_receipt
+from server.receipts import receipt_of
+from server.scripts import SharedScript
 from server.state import StateStore
 from server.store import reaching_store
+from server.stored import decode_customer
 
 Result = Literal["recalled", "stopped", "opened", "applied", "ended"]
 
@@ -66,72 +71,162 @@ class Recaller:
         self._streams = streams
         self._intake = intake
         self._announcer = announcer
-        self._end = redis.register_script(_END)
+        self._end = SharedScript(redis, _END)
 
     async def recall(self, entry: Recall, *, read_too: bool = False) -> Result:
         """Take a message back, one that was opened only if `read_too`; what became of it. May be repeated.
 
         Raises `Unavailable`, and `InputError` if it can't be read how far the message got.
         """
-        result = await self._recall(entry, read_too=read_too)
-        RECALLS.labels(entry.reason, result).inc()
+        [result] = await self.recall_all([entry], read_too=read_too)
+        if isinstance(result, InputError):
+            raise result
         return result
 
-    async def _recall(self, entry: Recall, *, read_too: bool) -> Result:
-        match None if read_too or entry.kind == "assist" else await self._reaction(entry):
-            case "opened":
-                await self._settle(entry, taken_back=False)
-                return "opened"
-            case "erased":
-                return "ended"
-        if entry.kind == "offer" and not await self._coupons.withdraw(entry.decision) and not read_too:
-            await self._settle(entry, taken_back=False)
-            return "applied"
-        delivery = await self._settle(entry, taken_back=True)
-        if delivery.state != "recalled" and not read_too:
-            # The dispatcher has its receipt, or will write it.
-            return "stopped" if delivery.state == "suppressed" and not delivery.by else "ended"
-        channel = customer_channel(entry.customer)
-        if entry.kind == "assist" and entry.store is not None:
-            channel = staff_channel(entry.store)
-        await recall(self._streams, channel, entry.message)
-        if entry.kind != "assist":
-            await self._announcer.withdrawn(entry.customer, entry.message)
-        # Of several reasons the first stands.
-        reason = delivery.reason if delivery.state == "recalled" else entry.reason
-        await append_receipt(
-            self._intake, entry.customer, entry.message, entry.decision, "recalled", delivery.channel, reason
+    async def recall_all(self, entries: Sequence[Recall], *, read_too: bool = False) -> list[Result | InputError]:
+        """The same of many messages, step by step together; what `recall` would raise of one stands in its place."""
+        left = await self._left_to_customers(entries, read_too=read_too)
+        begun = [(entry, whose is None) for entry, whose in zip(entries, left, strict=True) if whose != "ended"]
+        settled = iter(await self._settle(begun))
+        results: list[Result | InputError] = []
+        out: list[tuple[Recall, Delivery]] = []
+        for entry, whose in zip(entries, left, strict=True):
+            end = None if whose == "ended" else next(settled)
+            if isinstance(end, InputError):
+                results.append(end)
+                continue
+            if end is None or whose is not None:
+                result: Result = whose or "ended"
+            elif end.delivery.unsent and not read_too:
+                # The dispatcher has its receipt, or will write it.
+                result = "ended" if end.delivery.by else "stopped"
+            else:
+                result = "recalled"
+                out.append((entry, end.delivery))
+            results.append(result)
+            if end is None or end.by_us or result not in ("recalled", "stopped"):
+                RECALLS.labels(entry.reason, result).inc()
+        await self._take_away(out, read_too=read_too)
+        return results
+
+    async def _take_away(self, out: Sequence[tuple[Recall, Delivery]], *, read_too: bool) -> None:
+        """From devices, and from other systems; and tell the log."""
+        await asyncio.gather(*(recall(self._streams, _channel_of(entry), entry.message) for entry, _ in out))
+        people = [entry for entry, _ in out if entry.kind != "assist"]
+        await asyncio.gather(*(self._announcer.withdrawn(entry.customer, entry.message) for entry in people))
+        await self._intake.append(
+            [
+                receipt_of(
+                    entry.customer,
+                    entry.message,
+                    entry.decision,
+                    "recalled",
+                    delivery.channel,
+                    # Of several reasons the first stands.
+                    delivery.reason if delivery.state == "recalled" else entry.reason,
+                )
+                for entry, delivery in out
+                # Else it ended before, as not sent, and its receipt says that.
+                if delivery.state == "recalled" or read_too
+            ]
         )
-        return "recalled"
 
-    async def _reaction(self, entry: Recall) -> Literal["opened", "erased"] | None:
-        """What the customer has done about it, or what became of them."""
-        try:
-            known = await self._state.read(entry.customer)
-        except UnreadableState:
-            return None
-        if known is None:
-            return "erased"
-        sent = next((sent for sent in known.customer.messages if sent.message == entry.message), None)
-        return "opened" if sent is not None and (sent.answered or sent.status == "dismissed") else None
+    async def _left_to_customers(
+        self, entries: Sequence[Recall], *, read_too: bool
+    ) -> list[Literal["opened", "applied", "ended"] | None]:
+        """Why a message is not taken back, if it isn't. The coupons of the others can't be applied from now on."""
+        reactions = [None] * len(entries) if read_too else await self._reactions(entries)
+        offers = [
+            entry
+            for entry, reaction in zip(entries, reactions, strict=True)
+            if reaction is None and entry.kind == "offer"
+        ]
+        withdrawn = await asyncio.gather(*(self._coupons.withdraw(entry.decision) for entry in offers))
+        applied = {entry.message for entry, gone in zip(offers, withdrawn, strict=True) if not gone and not read_too}
+        return [
+            "applied" if entry.message in applied else reaction
+            for entry, reaction in zip(entries, reactions, strict=True)
+        ]
 
-    async def _settle(self, entry: Recall, *, taken_back: bool) -> Delivery:
-        """End the message's way, wherever it is; how far it got then. Not taken back, it only goes by no further
+    async def _reactions(self, entries: Sequence[Recall]) -> list[Literal["opened", "ended"] | None]:
+        """Which messages were opened (or dismissed), and of which the customer has been erased since."""
+        people: dict[int, set[CustomerId]] = {}
+        for entry in entries:
+            if entry.kind != "assist":
+                people.setdefault(self._state.partition(entry.customer), set()).add(entry.customer)
+        wanted = {partition: list(some) for partition, some in people.items()}
+        found = await self._state.fetch({partition: ([], some) for partition, some in wanted.items()})
+        known: dict[CustomerId, Mapping[MessageId, SentMessage] | None] = {}
+        for partition, some in wanted.items():
+            for customer, data in zip(some, found[partition][1], strict=True):
+                try:
+                    record = decode_customer(customer, data)
+                except UnreadableState:
+                    known[customer] = {}
+                else:
+                    erased = record == Customer(id=customer)
+                    known[customer] = None if erased else {sent.message: sent for sent in record.messages}
+        return [_reaction(entry, known) for entry in entries]
+
+    async def _settle(self, wanted: Sequence[tuple[Recall, bool]]) -> list["_End | InputError"]:
+        """End the way of each message, wherever it is. One that is not to be taken back only goes by no further
         channel: that ends the wait for an acknowledgement.
         """
-        key = keys.delivery(self._state.partition(entry.customer), entry.message)
-        while True:
+        ends: dict[int, _End | InputError] = {}
+        while len(ends) < len(wanted):
+            todo = [place for place in range(len(wanted)) if place not in ends]
+            names = [keys.delivery(self._state.partition(entry.customer), entry.message) for entry, _ in wanted]
             with reaching_store():
-                stored = await self._redis.get(key)
-            before = delivery_in(entry.message, stored)
-            after = _taken_back(before, entry.reason) if taken_back else _left_alone(before)
-            if after is None:
-                return before
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for place in todo:
+                        pipe.get(names[place])
+                    found = await pipe.execute()
+            steps: list[tuple[int, Delivery, Awaitable[object]]] = []
+            for place, stored in zip(todo, found, strict=True):
+                entry, take_back = wanted[place]
+                try:
+                    before = delivery_in(entry.message, stored)
+                except InputError as error:
+                    ends[place] = error
+                    continue
+                after = _taken_back(before, entry.reason) if take_back else _left_alone(before)
+                if after is None:
+                    ends[place] = _End(before, by_us=False)
+                else:
+                    args = [stored or b"", msgspec.json.encode(after), DELIVERY_TTL_S]
+                    steps.append((place, after, self._end([names[place]], args)))
             with reaching_store():
-                ended = await self._end(keys=[key], args=[stored or b"", msgspec.json.encode(after), DELIVERY_TTL_S])
-            # Else a dispatcher was quicker: see where it is now.
-            if ended:
-                return after
+                done = await asyncio.gather(*(step for _, _, step in steps))
+            # Where a dispatcher was quicker: see where the message is now.
+            ends |= {
+                place: _End(after, by_us=True) for (place, after, _), ended in zip(steps, done, strict=True) if ended
+            }
+        return [ends[place] for place in range(len(wanted))]
+
+
+class _End(NamedTuple):
+    """How far a message got in the end, and whether it was this recall that ended its way."""
+
+    delivery: Delivery
+    by_us: bool
+
+
+def _channel_of(entry: Recall) -> str:
+    if entry.kind == "assist" and entry.store is not None:
+        return staff_channel(entry.store)
+    return customer_channel(entry.customer)
+
+
+def _reaction(
+    entry: Recall, known: Mapping[CustomerId, Mapping[MessageId, SentMessage] | None]
+) -> Literal["opened", "ended"] | None:
+    if entry.kind == "assist":
+        return None
+    messages = known[entry.customer]
+    if messages is None:
+        return "ended"
+    sent = messages.get(entry.message)
+    return "opened" if sent is not None and (sent.answered or sent.status == "dismissed") else None
 
 
 def _taken_back(delivery: Delivery, reason: str) -> Delivery | None:

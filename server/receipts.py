@@ -1,12 +1,37 @@
 """Receipts: what became of a message, told to the log."""
 
+from typing import TypedDict, Unpack
+
 from nearcast.events import Channel, DeliveryStatus, Receipt
 from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, MessageId, derived_event_id
 from server.intake import Intake
 
 
+class _More(TypedDict, total=False):
+    """What `receipt_of` takes by name."""
+
+    final: bool
+    unsent: bool
+    redemption_id: str | None
+    revenue_cents: int | None
+    discount_cents: int | None
+
+
 async def append_receipt(
     intake: Intake,
+    customer: CustomerId,
+    message: MessageId,
+    decision: DecisionId,
+    status: DeliveryStatus,
+    channel: Channel | None,
+    reason: str,
+    **more: Unpack[_More],
+) -> None:
+    """Put a `receipt_of` into the log."""
+    await intake.append([receipt_of(customer, message, decision, status, channel, reason, **more)])
+
+
+def receipt_of(
     customer: CustomerId,
     message: MessageId,
     decision: DecisionId,
@@ -19,29 +44,25 @@ async def append_receipt(
     redemption_id: str | None = None,
     revenue_cents: int | None = None,
     discount_cents: int | None = None,
-) -> None:
-    """Put a receipt into the log. The same arguments make the same event, so repeating it changes nothing.
+) -> Receipt:
+    """The event. The same arguments make the same one, so repeating it changes nothing.
 
     The sums are not asked for that: one redemption, or its end, is told once, whatever the till says of it later.
     """
     anonymous = customer.startswith(ANONYMOUS_PREFIX)
     parts = [message, status, channel or "", reason, *([redemption_id] if redemption_id is not None else [])]
-    await intake.append(
-        [
-            Receipt(
-                id=derived_event_id("receipt" if final else "attempt", *parts),
-                uid=None if anonymous else customer,
-                anonymous_id=customer.removeprefix(ANONYMOUS_PREFIX) if anonymous else None,
-                message=message,
-                decision=decision,
-                status=status,
-                channel=channel,
-                reason=reason,
-                final=final,
-                unsent=unsent,
-                redemption_id=redemption_id,
-                revenue_cents=revenue_cents,
-                discount_cents=discount_cents,
-            )
-        ]
+    return Receipt(
+        id=derived_event_id("receipt" if final else "attempt", *parts),
+        uid=None if anonymous else customer,
+        anonymous_id=customer.removeprefix(ANONYMOUS_PREFIX) if anonymous else None,
+        message=message,
+        decision=decision,
+        status=status,
+        channel=channel,
+        reason=reason,
+        final=final,
+        unsent=unsent,
+        redemption_id=redemption_id,
+        revenue_cents=revenue_cents,
+        discount_cents=discount_cents,
     )

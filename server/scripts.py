@@ -26,37 +26,46 @@ class SharedScript:
         self._script = script
         self._sha = redis.register_script(script).sha
         self._waiting: list[tuple[list[Argument], asyncio.Future[object]]] = []
+        #: Apart from the tasks: one that has looked for the last time is under way no more, though not done yet.
+        self._under_way = 0
         self._trips: set[asyncio.Task[None]] = set()
 
     async def __call__(self, keys: Sequence[str], args: Sequence[Argument]) -> object:
         """The script's answer."""
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(([len(keys), *keys, *args], answer))
-        if len(self._trips) < _TRIPS:
+        if self._under_way < _TRIPS:
+            self._under_way += 1
             trip = asyncio.create_task(self._travel(), name="shared script")
             self._trips.add(trip)
             trip.add_done_callback(self._trips.discard)
         return await answer
 
     async def _travel(self) -> None:
-        while self._waiting:
-            calls, self._waiting = self._waiting[:_CALLS], self._waiting[_CALLS:]
-            try:
-                answers = await self._call([arguments for arguments, _ in calls])
-            except BaseException as error:
-                for _, waits in calls:
-                    if not waits.done():
-                        waits.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-                if not isinstance(error, Exception):
-                    raise
+        try:
+            while self._waiting:
+                calls, self._waiting = self._waiting[:_CALLS], self._waiting[_CALLS:]
+                await self._answer(calls)
+        finally:
+            self._under_way -= 1
+
+    async def _answer(self, calls: Sequence[tuple[list[Argument], asyncio.Future[object]]]) -> None:
+        try:
+            answers = await self._call([arguments for arguments, _ in calls])
+        except BaseException as error:
+            for _, waits in calls:
+                if not waits.done():
+                    waits.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            if not isinstance(error, Exception):
+                raise
+            return
+        for (_, waits), answer in zip(calls, answers, strict=True):
+            if waits.done():
                 continue
-            for (_, waits), answer in zip(calls, answers, strict=True):
-                if waits.done():
-                    continue
-                if isinstance(answer, Exception):
-                    waits.set_exception(answer)
-                else:
-                    waits.set_result(answer)
+            if isinstance(answer, Exception):
+                waits.set_exception(answer)
+            else:
+                waits.set_result(answer)
 
     async def _call(self, calls: Sequence[list[Argument]]) -> list[object]:
         answers = await self._together(calls)

@@ -1,14 +1,12 @@
 """Talking to Valkey or Redis: how clients are made, what their failures mean, and what types their replies have."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.commands.core import AsyncScript
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from nearcast.errors import Unavailable
 
@@ -47,25 +45,6 @@ def reaching_store(what: str = "the state store can't be reached") -> Iterator[N
         yield
     except (RedisError, OSError) as error:
         raise Unavailable(f"{what}: {type(error).__name__}") from None
-
-
-async def run_each(
-    redis: Redis, script: AsyncScript, calls: Sequence[tuple[Sequence[str], Sequence[str | bytes | int]]]
-) -> list[Any]:
-    """What a script returns for each of these keys and arguments, in one round trip; it must be one that may be
-    repeated."""
-
-    async def run() -> list[Any]:
-        async with redis.pipeline(transaction=False) as pipe:
-            for names, arguments in calls:
-                pipe.evalsha(script.sha, len(names), *names, *arguments)
-            return await pipe.execute()
-
-    try:
-        return await run()
-    except NoScriptError:
-        await redis.script_load(script.script)
-        return await run()
 
 
 def text(reply: bytes | str) -> str:

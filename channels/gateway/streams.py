@@ -81,7 +81,7 @@ class ChannelStreams:
             for name in ("publish.lua", "withdraw.lua", "history.lua", "join.lua", "presence.lua")
         )
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
-        self._unsent: deque[tuple[list[_Part], asyncio.Future[list[bytes] | None]]] = deque()
+        self._unsent: deque[tuple[AsyncScript, list[_Part], asyncio.Future[object]]] = deque()
         self._sending: asyncio.Task[None] | None = None
 
     async def publish(self, channel: str, data: bytes, key: str = "") -> Position:
@@ -207,46 +207,51 @@ class ChannelStreams:
         self, channel: str, data: bytes, key: str, once: list[str], note: str = "", *, heard: bool = False
     ) -> Position | None:
         names = [*_history_keys(channel), keys.channel_nodes(channel), *once]
-        command: list[_Part] = ["EVALSHA", self._publish.sha, len(names), *names]
-        command += [channel, single_line(data), key, *self._kept(), int(heard), note]
-        sent: asyncio.Future[list[bytes] | None] = asyncio.get_running_loop().create_future()
-        self._unsent.append((command, sent))
-        if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send(), name="gateway-publish")
-        found = await sent
+        args: list[_Part] = [channel, single_line(data), key, *self._kept(), int(heard), note]
+        found = cast("list[bytes] | None", await self._in_turn(self._publish, names, args))
         if found == []:
             raise Recalled(RECALLED)
         return None if found is None else _position(*found)
+
+    async def _in_turn(self, script: AsyncScript, names: Sequence[str], args: Sequence[_Part]) -> object:
+        """The script's reply; sent together with others, and in the order of the calls."""
+        command: list[_Part] = ["EVALSHA", script.sha, len(names), *names, *args]
+        sent: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._unsent.append((script, command, sent))
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send(), name="gateway-publish")
+        return await sent
 
     async def _send(self) -> None:
         """Send what is unsent, one round trip after the other: what is published meanwhile goes with the next one."""
         while self._unsent:
             popped = [self._unsent.popleft() for _ in range(min(BATCH, len(self._unsent)))]
             # Nobody may find that what they gave up was published later.
-            batch = [(command, sent) for command, sent in popped if not sent.cancelled()]
+            batch = [each for each in popped if not each[2].cancelled()]
             try:
                 async with self._store():
-                    replies = await self._each([command for command, _ in batch], self._publish)
+                    replies = await self._each([(script, command) for script, command, _ in batch])
             except Exception as error:  # noqa: BLE001 whatever it is, it is the callers' to hear of
                 replies = [error] * len(batch)
-            for (_, sent), reply in zip(batch, replies, strict=True):
+            for (_, _, sent), reply in zip(batch, replies, strict=True):
                 if sent.cancelled():
                     continue
                 if isinstance(reply, Exception):
                     sent.set_exception(_unavailable(reply))
                 else:
-                    sent.set_result(cast("list[bytes] | None", reply))
+                    sent.set_result(reply)
         self._sending = None
 
-    async def _each(self, commands: Sequence[Sequence[_Part]], script: AsyncScript) -> list[object]:
+    async def _each(self, calls: Sequence[tuple[AsyncScript, Sequence[_Part]]]) -> list[object]:
         """The replies, or errors, of commands that were sent together; those that found no script are sent again, and
         no others, as they may have changed something.
         """
-        replies = await self._run(commands, raise_on_error=False)
+        replies = await self._run([command for _, command in calls], raise_on_error=False)
         missed = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missed:
-            await self.redis.script_load(script.script)
-            again = await self._run([commands[place] for place in missed], raise_on_error=False)
+            for script in {calls[place][0] for place in missed}:
+                await self.redis.script_load(script.script)
+            again = await self._run([calls[place][1] for place in missed], raise_on_error=False)
             for place, reply in zip(missed, again, strict=True):
                 replies[place] = reply
         return replies
@@ -265,8 +270,7 @@ class ChannelStreams:
         names = [*_history_keys(channel), keys.channel_nodes(channel)]
         names += [keys.channel_once(channel, once), keys.channel_withdrawn(channel, once, reason)]
         args: list[_Part] = [channel, single_line(data), *self._kept(), int(before_too)]
-        async with self._store():
-            return bool(await self._withdraw(keys=names, args=args))
+        return bool(await self._in_turn(self._withdraw, names, args))
 
     async def _look(self, channel: str, limit: int, since: Position | None, reverse: bool) -> Recovered:
         args: list[_Part] = [_new_epoch(), self._history_ttl_s, limit, int(reverse), int(since is not None)]

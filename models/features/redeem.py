@@ -6,6 +6,7 @@ as a history grows: rates, shares and logarithms rather than lifetime totals.
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from models.features.base import FeatureSet
 from nearcast.customer import HALF_LIFE_MS, UNSEEN, Customer, SegmentHistory
@@ -55,6 +56,9 @@ REDEEM = FeatureSet("redeem", 3, _COLUMNS)
 _OnOffer = tuple[float, float, float, float]
 
 
+_NEVER_BOUGHT: _OnOffer = (0.0, 0.0, 0.0, math.log1p(_LONG_AGO_DAYS))
+
+
 class Part:
     """What is the same for all candidates of one customer at one moment."""
 
@@ -67,11 +71,12 @@ class Part:
         self.spend_cents = history.spend_cents or 1
         known_ms = max(at_ms - history.first_ms, 0) if history.baskets else 0
         self.per_rate = _RATE_MS / (_MEMORY_MS * (1 - math.exp2(-known_ms / HALF_LIFE_MS)) + _GRACE_MS)
-        reached = redeemed = 0
-        for sent in customer.messages:
-            if sent.status not in UNSEEN and not sent.is_alert and sent.kind != "notice":
-                reached += 1
-                redeemed += sent.status == "redeemed"
+        statuses = [
+            sent.status
+            for sent in customer.messages
+            if sent.status not in UNSEEN and not sent.is_alert and sent.kind != "notice"
+        ]
+        reached, redeemed = len(statuses), statuses.count("redeemed")
         self.head = (
             math.log1p(history.recent_spend.at(at_ms) / 100),
             math.log1p(history.coupon_baskets / (history.baskets or 1) / _FEW_BASKETS),
@@ -90,7 +95,10 @@ class Part:
         at_ms, exp2 = self.at_ms, math.exp2
         bought = coupons = 0.0
         spend_cents = last_ms = 0
-        for entry in filter(None, map(self.segments.get, segments)):
+        entries = list(filter(None, map(self.segments.get, segments)))
+        if not entries:
+            return _NEVER_BOUGHT
+        for entry in entries:
             # `Decayed.at`, written out: a campaign can have hundreds of segments, and calls would cost most.
             recent = entry.recent
             age_ms = recent.at_ms - at_ms
@@ -129,8 +137,27 @@ def candidate_row(part: Part, promotion: Promotion, segment: str | None) -> list
         on_offer = part.on_offer(())
     else:
         on_offer = part.everything()
-    days = min(max(promotion.coupon_valid_s / _DAY_S, SHORTEST_DAYS), LONGEST_DAYS)
-    return [*part.head, *on_offer, math.log(days)]
+    return [*part.head, *on_offer, _log_days(promotion.coupon_valid_s)]
+
+
+# Promotions have few.
+@lru_cache(maxsize=1024)
+def _log_days(valid_s: float) -> float:
+    return math.log(min(max(valid_s / _DAY_S, SHORTEST_DAYS), LONGEST_DAYS))
+
+
+def rows(customer: Customer, at_ms: int, offers: Iterable[tuple[Promotion, str | None]]) -> list[list[float]]:
+    """`candidate_row` of each. Those of one promotion and segment are worked out once, and are one list."""
+    part = Part(customer, at_ms)
+    known: dict[tuple[str, str | None], list[float]] = {}
+    made = []
+    for promotion, segment in offers:
+        key = promotion.id, segment
+        found = known.get(key)
+        if found is None:
+            found = known[key] = candidate_row(part, promotion, segment)
+        made.append(found)
+    return made
 
 
 def row(customer: Customer, promotion: Promotion, segment: str | None, at_ms: int) -> list[float]:

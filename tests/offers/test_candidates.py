@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nearcast.customer import CartItem, Customer, SegmentHistory
 from nearcast.ids import FenceId, Sku, StoreId
 from nearcast.moments import Moment
-from nearcast.world import OpenHours, Product, Promotion, Store, What, When, Where, Who
+from nearcast.world import Display, OpenHours, Product, Promotion, Store, What, When, Where, Who
 from offers.candidates import MAX_STORES, MAX_THINGS, candidates, stock_wanted, suits, things
 from offers.catalogue import Catalogue
 from tests.offers.examples import (
@@ -340,6 +340,47 @@ def test_the_index_finds_what_looking_at_all_finds(
         for thing in things(deal, at, ann, world)
     ]
     assert [(each.promotion, each.sku) for each in candidates(at, ann, world)] == expected
+
+
+@given(
+    skus_=st.lists(names, max_size=3, unique=True),
+    segments=st.lists(names, max_size=3, unique=True),
+    viewed=st.dictionaries(st.sampled_from([TENT, STOVE, BOOTS, Sku("gone")]), st.integers(0, 3)),
+    bought=st.dictionaries(st.sampled_from(["camping", "shoes", "tent"]), st.integers(1, 3)),
+    displayed=st.sets(st.sampled_from([TENT, STOVE, BOOTS])),
+)
+@example(skus_=[], segments=["camping"], viewed={}, bought={}, displayed={TENT})
+def test_things_in_the_order_of_relevance(
+    skus_: list[str],
+    segments: list[str],
+    viewed: dict[Sku, int],
+    bought: dict[str, int],
+    displayed: set[Sku],
+) -> None:
+    """By sorting everything: the newest that they looked at, the SKUs named, the things of segments; for a stranger
+    and a regular alike, in one store after the other."""
+    shelf = [Display(store=SHOP, lat=48.2, lng=16.37)]
+    products = [
+        Product(sku=sku, name="", segment=segment, displays=shelf if sku in displayed else [])
+        for sku, segment in ((TENT, "camping"), (STOVE, "camping"), (BOOTS, "shoes"))
+    ]
+    deal = promotion(what=What(skus=skus_, segments=segments))
+    ann = customer(viewed={sku: NOW_MS + later for sku, later in viewed.items()})
+    for segment, amount in bought.items():
+        ann.history.segments[segment] = SegmentHistory(baskets=1)
+        ann.history.segments[segment].recent.add(float(amount), NOW_MS)
+    segment_of = {product.sku: product.segment for product in products}
+    seen = sorted(viewed, key=lambda sku: (-viewed[sku], sku))
+    world = catalogue(deal, products=products)
+    for store in (SHOP, StoreId("other")):
+        order: list[str] = [sku for sku in seen if sku in skus_ or segment_of.get(sku) in segments]
+        order += sorted(skus_, key=lambda sku: (-bought.get(segment_of.get(sku, ""), 0), sku))
+        for segment in sorted(segments, key=lambda segment: (-bought.get(segment, 0), segment)):
+            shown = displayed if store == SHOP else set()
+            of_segment = [sku for sku, found in segment_of.items() if found == segment]
+            order += sorted(of_segment, key=lambda sku: (sku not in shown, sku))
+        expected = list(dict.fromkeys(order))[:MAX_THINGS] if skus_ or segments else [None]
+        assert skus(moment(store=store), ann, world) == expected
 
 
 def test_a_promotion_for_nearly_everywhere() -> None:

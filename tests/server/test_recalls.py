@@ -1,14 +1,15 @@
 """Taking messages back, on a real store: what was sent, what waits, and what is somebody's already."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from channels.contract import Channel
+from channels.contract import Channel, Outgoing
 from channels.dispatcher import Dispatcher, DispatcherSettings
 from channels.gateway.streams import Listening
 from channels.push import PushChannel, customer_channel
@@ -17,7 +18,7 @@ from channels.stub import StubChannel
 from nearcast import keys
 from nearcast.decisions import Decision
 from nearcast.errors import Gone, RetrySend
-from nearcast.events import Erase, Receipt
+from nearcast.events import Consent, ConsentScope, Erase, Receipt
 from nearcast.ids import CustomerId, MessageId
 from nearcast.messages import Message, Push, Recall, Withdraw, decode_publication, encode_outbox
 from nearcast.world import OpenHours, Stock
@@ -258,6 +259,96 @@ async def test_recall_acknowledgement_and_fall_back_at_once(counter: Counter, tu
     assert len(sms.calls) == handed_over
     assert "recalled" in {each.status for each in await receipts(counter) if each.final}
     assert (await state_of(counter, message)) == recalled
+
+
+class Lossy(PushChannel):
+    """What it publishes is published, but nobody hears so. Something happens before the first time."""
+
+    def __init__(self, counter: Counter, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(counter.streams)
+        self._meanwhile = [meanwhile]
+
+    async def send(self, outgoing: Outgoing) -> str:
+        if self._meanwhile:
+            await self._meanwhile.pop()()
+        await super().send(outgoing)
+        raise RetrySend("the reply was lost")
+
+
+async def test_a_push_that_may_have_gone_out(counter: Counter) -> None:
+    """It did, and then the thing was sold out: suppressed, and taken away from the device; it can't be applied."""
+    message = await counter.message()
+    await counter.streams.attend([Listening(customer_channel(ANN))])
+    async with dispatching(counter, Lossy(counter, partial(counter.world.put, SOLD_OUT))):
+        suppressed = await reaches(counter, message, "suppressed")
+        await empty(counter)
+    assert (suppressed.reason, suppressed.unsent) == ("out_of_stock", False)
+    assert await on_devices(counter) == [Withdraw(message=message.id, reason="recalled")]
+    with pytest.raises(Gone):
+        await apply(counter, message)
+    assert [(each.status, each.reason) for each in await receipts(counter) if each.final] == [
+        ("suppressed", "out_of_stock")
+    ]
+
+
+async def test_a_push_that_may_have_gone_out_and_was_opened(counter: Counter) -> None:
+    """So it had: it stays with who reads it."""
+    message = await counter.message()
+    opened = Receipt(id="o", uid="ann", ts=NOW + 20, message=message.id, decision=message.decision, status="opened")
+
+    async def meanwhile() -> None:
+        await counter.happens(opened)
+        await counter.world.put(SOLD_OUT)
+
+    await counter.streams.attend([Listening(customer_channel(ANN))])
+    async with dispatching(counter, Lossy(counter, meanwhile)):
+        await reaches(counter, message, "suppressed")
+        await empty(counter)
+    assert [type(each) for each in await on_devices(counter)] == [Push]
+    await apply(counter, message)
+
+
+async def test_the_websocket_consent_goes_while_a_push_waits(counter: Counter) -> None:
+    """It is on the devices, unacknowledged: it is taken back from there, and no SMS follows."""
+    message, sms = await _awaiting(counter), StubChannel("sms")
+    await reported(counter)
+    withdrawn = Consent(id="off", uid="ann", ts=NOW + 500, scope="websocket", granted=False)
+    await counter.happens(withdrawn)
+    async with dispatching(counter, PushChannel(counter.streams), sms, node="b"):
+        await reaches(counter, message, "recalled")
+        await empty(counter)
+    assert sms.calls == []
+    assert await on_devices(counter) == [Withdraw(message=message.id, reason="recalled")]
+
+
+async def test_the_websocket_consent_goes_after_a_fall_back(counter: Counter) -> None:
+    """The push is on the devices still, although the message went by SMS since: it is taken back from there."""
+    message, sms = await _awaiting(counter), StubChannel("sms")
+    async with dispatching(counter, PushChannel(counter.streams), sms, node="b"):
+        counter.clock.advance(15_000)
+        await reaches(counter, message, "sent")
+        await empty(counter)
+    await reported(counter)
+    await counter.happens(Consent(id="off", uid="ann", ts=NOW + 16_000, scope="websocket", granted=False))
+    async with dispatching(counter, PushChannel(counter.streams), sms, node="b"):
+        await reaches(counter, message, "recalled")
+        await empty(counter)
+    assert len(sms.calls) == 1
+    assert await on_devices(counter) == [Withdraw(message=message.id, reason="recalled")]
+
+
+@pytest.mark.parametrize("scope", ["sms", "email"])
+async def test_another_channels_consent_goes_while_a_push_waits(counter: Counter, scope: ConsentScope) -> None:
+    """The push stays; the message only goes nowhere else."""
+    message, sms = await _awaiting(counter), StubChannel("sms")
+    await reported(counter)
+    await counter.happens(Consent(id="off", uid="ann", ts=NOW + 500, scope=scope, granted=False))
+    async with dispatching(counter, PushChannel(counter.streams), sms, node="b"):
+        counter.clock.advance(15_000)
+        await reaches(counter, message, "sent")
+        await empty(counter)
+    assert [type(each) for each in await on_devices(counter)] == [Push]
+    assert len(sms.calls) == (scope == "email")
 
 
 async def test_a_message_that_backs_off(counter: Counter) -> None:

@@ -1,9 +1,11 @@
 """Scripts that share round trips, on a real store."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as Away
@@ -59,3 +61,46 @@ async def test_a_store_that_is_away() -> None:
             assert {type(answer) for answer in answers} == {Away}
         with pytest.raises(Away):
             await script(["n"], ["alone"])
+
+
+class _Together(Redis):
+    """The first four round trips come back in the same turn of the event loop."""
+
+    back = 0
+    all_back: asyncio.Event
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "Pipeline":
+        return _AtOnce(self, self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _AtOnce(Pipeline):
+    def __init__(self, redis: _Together, *rest: Any) -> None:
+        super().__init__(*rest)
+        self._of: _Together = redis
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        answers = await super().execute(raise_on_error)
+        self._of.back += 1
+        if self._of.back == 4:
+            asyncio.get_running_loop().call_soon(self._of.all_back.set)
+        await self._of.all_back.wait()
+        return answers
+
+
+async def test_called_again_at_once(redis: Redis) -> None:
+    """Who is answered when all trips end together, and calls again in the same turn, is not left waiting."""
+    async with _Together(connection_pool=redis.connection_pool) as at_once:
+        at_once.all_back = asyncio.Event()
+        script = SharedScript(at_once, ECHO)
+        await redis.script_load(ECHO)
+
+        async def twice(n: int) -> object:
+            await script(["n"], [n])
+            return await script(["n"], [f"{n} again"])
+
+        calls = []
+        for n in range(4):
+            calls.append(asyncio.create_task(twice(n) if n == 0 else script(["n"], [n])))
+            await asyncio.sleep(0)
+        answers = await asyncio.wait_for(asyncio.gather(*calls), 10)
+    assert answers == [b"0 again", b"1", b"2", b"3"]
