@@ -5,13 +5,17 @@
 `decide_us` is one moment, from promotions to decision: candidates, gates, features, scores, choice and message, for a
 batch of moments that are scored in one call. Customers have a year of purchases in 30 segments, a cart, a wishlist and
 50 messages; of all the promotions ten are for where they are, each for two things: 20 candidates, of which most pass
-every gate. It is processor time of the one thread that does it. The other promotions wait for another trigger, are for
-other stores, or for things that nobody here has in the cart.
+every gate. It is processor time of the one thread that does it, without the encoding of the decision. The other
+promotions wait for another trigger, are for other stores, or for things that nobody here has in the cart.
+`decide_us_20x1` and `decide_us_4x5` are the same for 20 promotions of one thing each, and for four of five.
 `growth_10_to_10k_promotions` is what it costs with 10,000 promotions, over what it costs with those ten alone.
 
 `apply_per_s` and `redeem_per_s` are calls of the coupon book, without HTTP, against a Valkey of its own (append-only
 file on) with `IN_FLIGHT` under way at a time: each is one round trip. `redeem_per_s` is for coupons of different
-customers, each redeemed once.
+customers, each redeemed once. `redeem_process_us` is what one costs this process, and `redeem_store_us` the store:
+whichever is the larger bounds what they do together.
+`redeem_http_per_s` is the same over HTTP, of one server process with every role, asked over `IN_FLIGHT` connections
+that are kept; each is answered once the coupon is redeemed and the log has the receipt.
 
 Each figure is the best of several runs: the others were disturbed. The last line is one JSON object.
 """
@@ -20,12 +24,15 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
+
+from redis.asyncio import Redis
 
 from models.fallback import Guard
 from models.features import redeem
@@ -46,15 +53,19 @@ from server.collecting import look_for_garbage_seldom
 from server.coupons import AppliedOffer, CouponBook
 from server.store import client_of
 from tests.services.valkey import ValkeyProcess
+from tests.system.process import KEYS, SECRET, Server
 
 _Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
+_STORE = StoreId("store-0")
 #: Calls of the coupon book under way at a time.
 IN_FLIGHT = 64
 NOW_MS = 1_750_000_000_000
 _DAY_MS = 86_400_000
 _STORES, _SEGMENTS, _SKUS = 200, 300, 10
-#: The promotions that are for where the customers are, and the things of each.
+#: The promotions that are for where the customers are, and the things of each; and other ways to 20 candidates.
 _REACHED, _THINGS = 10, 2
+_MIXES = ((20, 1), (4, 5))
 _MESSAGES, _BOUGHT = 50, 30
 _FOLDER = Path(str(resources.files("models").joinpath("artifacts", "redeem")))
 
@@ -80,8 +91,8 @@ def products() -> list[Product]:
     ]
 
 
-def promotions(count: int) -> list[Promotion]:
-    """`_REACHED` that the moments lead to, and others that they don't."""
+def promotions(count: int, reached_by: int = _REACHED, things: int = _THINGS) -> list[Promotion]:
+    """`reached_by` with so many things that the moments lead to, and others that they don't."""
     words = {"en": Words(title="{{ product }}, {{ discount }} off")}
     discount = Discount(percent=10, most_cents=500)
     caps = [Cap(count=2, period_s=86_400), Cap(count=5, period="week"), Cap(count=3, period="day", channels=["sms"])]
@@ -92,16 +103,16 @@ def promotions(count: int) -> list[Promotion]:
             trigger="enter",
             where=Where(stores=["store-0"], kinds=["store"]) if n % 2 else Where(kinds=["store"]),
             who=Who(loyalty=["gold", "silver"]),
-            what=What(skus=[f"sku-{n}-{thing}" for thing in range(_THINGS)], discount=discount),
+            what=What(skus=[f"sku-{n}-{thing}" for thing in range(things)], discount=discount),
             caps=caps,
             tags=["autumn"],
             words=words,
         )
-        for n in range(_REACHED)
+        for n in range(reached_by)
     ]
     others = []
-    for n in range(count - _REACHED):
-        segment = _REACHED + n % (_SEGMENTS - _REACHED)
+    for n in range(count - reached_by):
+        segment = reached_by + n % (_SEGMENTS - reached_by)
         what, who, where = What(segments=[f"segment-{segment}"], discount=discount), Who(), Where()
         trigger: Trigger = "enter"
         match n % 4:
@@ -174,8 +185,8 @@ def moments(people: Sequence[Customer]) -> list[Moment]:
 class Decider:
     """Decides a batch of moments as the engine does."""
 
-    def __init__(self, promotion_count: int, people: Sequence[Customer], serving: Serving) -> None:
-        self._catalogue = Catalogue.build(stores(), products(), promotions(promotion_count))
+    def __init__(self, offered: Sequence[Promotion], people: Sequence[Customer], serving: Serving) -> None:
+        self._catalogue = Catalogue.build(stores(), products(), offered)
         self._people = people
         self._moments = moments(people)
         self._serving = serving
@@ -195,11 +206,15 @@ class Decider:
             stock_wanted(moment, found, catalogue)
             passed = screen(moment, customer, found, catalogue, self._stock, policy)
             scored = [index for index, candidate in enumerate(passed) if candidate.stopped_by is None]
-            part = redeem.customer_part(customer, moment.at_ms)
-            for index in scored:
-                candidate = passed[index]
-                segment = None if candidate.sku is None else catalogue.segments.get(candidate.sku)
-                rows.append(redeem.candidate_row(part, catalogue.promotions[candidate.promotion], segment))
+            options = [passed[index] for index in scored]
+            rows += redeem.rows(
+                customer,
+                moment.at_ms,
+                [
+                    (catalogue.promotions[each.promotion], catalogue.segments.get(each.sku) if each.sku else None)
+                    for each in options
+                ],
+            )
             screened.append((moment, customer, passed, scored, len(rows) - len(scored)))
         people = [customer.id for _, customer, _, scored, _ in screened for _ in scored]
         scores, versions = self._serving.score(rows, people)
@@ -221,8 +236,13 @@ class Decider:
 def deciding(promotion_count: int, moment_count: int) -> dict[str, float]:
     serving = Serving(Guard(Scorer.load(_FOLDER)))
     people = customers(moment_count)
-    deciders = {count: Decider(count, people, serving) for count in (_REACHED, promotion_count, 10_000)}
-    decisions = deciders[promotion_count]()
+    worlds = {
+        "decide_us": promotions(promotion_count),
+        "decide_us_10_promotions": promotions(_REACHED),
+        "decide_us_10k_promotions": promotions(10_000),
+    } | {f"decide_us_{reached}x{things}": promotions(promotion_count, reached, things) for reached, things in _MIXES}
+    deciders = {name: Decider(offered, people, serving) for name, offered in worlds.items()}
+    decisions = deciders["decide_us"]()
     found = [len(decision.candidates) for decision in decisions]
     passed = [sum(bool(candidate.inputs) for candidate in decision.candidates) for decision in decisions]
     # As a server does.
@@ -234,69 +254,118 @@ def deciding(promotion_count: int, moment_count: int) -> dict[str, float]:
         "offers": sum(decision.outcome == "offer" for decision in decisions) / len(decisions),
     }
     # In turn, so that whatever disturbs the machine disturbs all.
-    taken = {count: float("inf") for count in deciders}
+    taken = dict.fromkeys(deciders, float("inf"))
     for _ in range(50):
-        for count, decider in deciders.items():
+        for name, decider in deciders.items():
             started = time.process_time()
             decider()
-            taken[count] = min(taken[count], (time.process_time() - started) / moment_count * 1e6)
-    figures["decide_us"] = taken[promotion_count]
-    figures["decide_us_10_promotions"] = taken[_REACHED]
-    figures["decide_us_10k_promotions"] = taken[10_000]
-    figures["growth_10_to_10k_promotions"] = taken[10_000] / taken[_REACHED]
+            taken[name] = min(taken[name], (time.process_time() - started) / moment_count * 1e6)
+    figures |= taken
+    figures["growth_10_to_10k_promotions"] = taken["decide_us_10k_promotions"] / taken["decide_us_10_promotions"]
     return figures
 
 
+def offers_made(count: int, run: int) -> list[AppliedOffer]:
+    expires_ms = SystemClock().now_ms() + _DAY_MS
+    return [
+        AppliedOffer(
+            customer=CustomerId(f"customer-{run}-{number}"),
+            decision=DecisionId(f"decision-{run}-{number}"),
+            promotion=PromotionId("here-0"),
+            expires_ms=expires_ms,
+            store=_STORE,
+            discount=Discount(percent=10, most_cents=500),
+        )
+        for number in range(count)
+    ]
+
+
 async def spending(count: int, runs: int = 3) -> dict[str, float]:
-    """Coupons applied, then redeemed, a second."""
-    applied, redeemed = [], []
+    """Coupons applied, then redeemed, a second: by the book, then over HTTP."""
+    applied, redeemed, over_http, own_us, store_us = [], [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         valkey = ValkeyProcess(Path(folder))
         await asyncio.to_thread(valkey.start)
         redis = client_of(valkey.url)
+        server = Server(Path(folder), redis_url=valkey.url)
         try:
-            book = CouponBook(redis, b"a secret of the benchmark, long enough", SystemClock())
-            expires_ms = SystemClock().now_ms() + _DAY_MS
-            store = StoreId("store-0")
+            book = CouponBook(redis, SECRET.encode(), SystemClock())
+
+            async def apply(offer: AppliedOffer) -> str:
+                return (await book.apply(offer)).code
+
+            async def redeem(code: str) -> None:
+                await book.redeem(code, _STORE, f"till-{code}", revenue_cents=1_000, discount_cents=100)
+
             for run in range(runs):
-                offers = [
-                    AppliedOffer(
-                        customer=CustomerId(f"customer-{run}-{number}"),
-                        decision=DecisionId(f"decision-{run}-{number}"),
-                        promotion=PromotionId("here-0"),
-                        expires_ms=expires_ms,
-                        store=store,
-                        discount=Discount(percent=10, most_cents=500),
-                    )
-                    for number in range(count)
-                ]
-                codes: list[str] = []
-
-                async def apply(offer: AppliedOffer, codes: list[str] = codes) -> None:
-                    codes.append((await book.apply(offer)).code)
-
-                async def redeem(code: str) -> None:
-                    await book.redeem(code, store, f"till-{code}", revenue_cents=1_000, discount_cents=100)
-
-                applied.append(await _per_s(apply, offers))
-                redeemed.append(await _per_s(redeem, codes))
+                codes, per_s = await _per_s(apply, offers_made(count, run))
+                applied.append(per_s)
+                before, store_before = time.process_time(), await _processor_s(redis)
+                redeemed.append((await _per_s(redeem, codes))[1])
+                own_us.append((time.process_time() - before) / count * 1e6)
+                store_us.append((await _processor_s(redis) - store_before) / count * 1e6)
+            await server.start()
+            for run in range(runs, 2 * runs):
+                codes, _ = await _per_s(apply, offers_made(count, run))
+                over_http.append(await _redeemed_over_http(server, codes))
         finally:
+            if server.process is not None:
+                await server.stop()
             await redis.aclose()
             await asyncio.to_thread(valkey.stop)
-    return {"coupons": count, "apply_per_s": max(applied), "redeem_per_s": max(redeemed)}
+    return {
+        "coupons": count,
+        "apply_per_s": max(applied),
+        "redeem_per_s": max(redeemed),
+        "redeem_process_us": min(own_us),
+        "redeem_store_us": min(store_us),
+        "redeem_http_per_s": max(over_http),
+    }
 
 
-async def _per_s(call: Callable[[_Item], Awaitable[None]], items: Sequence[_Item]) -> float:
-    """How many calls a second, with `IN_FLIGHT` under way."""
+async def _processor_s(redis: Redis) -> float:
+    """What the store has used so far."""
+    told = await redis.info("cpu")
+    return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
+
+
+async def _redeemed_over_http(server: Server, codes: Sequence[str]) -> float:
+    """How many a second, each connection one after the other. A client of few instructions: the server is measured."""
+    waiting = iter(codes)
+
+    async def till() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.api_port)
+        for code in waiting:
+            body = f'{{"store":"{_STORE}","redemption_id":"till-{code}","revenue_cents":1000,"discount_cents":100}}'
+            writer.write(
+                f"POST /v1/coupons/{code}/redeem HTTP/1.1\r\nHost: till\r\nAuthorization: Bearer {KEYS['pos']}\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+            )
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            answered = await reader.readexactly(int(length[1]) if length else 0)
+            if b" 200 " not in head.split(b"\r\n", 1)[0]:
+                raise RuntimeError(f"a till was answered {head!r} {answered!r}")
+        writer.close()
+        await writer.wait_closed()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(till() for _ in range(IN_FLIGHT)))
+    return len(codes) / (time.perf_counter() - started)
+
+
+async def _per_s(call: Callable[[_Item], Awaitable[_Answer]], items: Sequence[_Item]) -> tuple[list[_Answer], float]:
+    """The answers, and how many calls a second, with `IN_FLIGHT` under way."""
     waiting = iter(items)
+    answers = []
 
     async def work() -> None:
         for item in waiting:
-            await call(item)
+            answers.append(await call(item))  # noqa: PERF401 - many work at a time.
 
     started = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
-    return len(items) / (time.perf_counter() - started)
+    return answers, len(items) / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -313,9 +382,13 @@ def main() -> None:
     )
     print(
         f"a decision: {figures['decide_us']:.1f} us with {given.promotions:,} promotions; "
-        f"{figures['growth_10_to_10k_promotions']:.2f} times as much with 10,000 as with {_REACHED}"
+        f"{figures['growth_10_to_10k_promotions']:.2f} times as much with 10,000 as with {_REACHED}; "
+        f"{figures['decide_us_20x1']:.1f} us for 20 promotions of one thing, {figures['decide_us_4x5']:.1f} for 4 of 5"
     )
-    print(f"coupons: {figures['apply_per_s']:,.0f} applied, {figures['redeem_per_s']:,.0f} redeemed a second")
+    print(
+        f"coupons: {figures['apply_per_s']:,.0f} applied, {figures['redeem_per_s']:,.0f} redeemed a second; "
+        f"{figures['redeem_http_per_s']:,.0f} over HTTP"
+    )
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
     print(json.dumps({"bench": "offers", **rounded}))
 

@@ -256,7 +256,7 @@ class Receipt(_Strict, kw_only=True, tag="receipt"):
     reason: Text = ""
     #: False for an attempt that failed while the message goes on, by this channel or the next one.
     final: bool = True
-    #: Of one that was suppressed or failed: nothing of it can have left the house, so what it took of budgets goes back.
+    #: Suppressed or failed, and nothing of it can have left the house: what it took of budgets goes back.
     unsent: bool = False
     #: Of "redeemed" and "rolled_back": the till's redemption, what was paid for the purchase before the discount, and
     #: the discount, as far as the till says.

@@ -6,7 +6,7 @@ they have applied is theirs; but it goes by no further channel.
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -24,7 +24,6 @@ from nearcast.metrics import RECALLS
 from server.announcing import SILENT, Announcer
 from server.intake import Intake
 from server.receipts import receipt_of
-from server.scripts import SharedScript
 from server.state import StateStore
 from server.store import reaching_store
 from server.stored import decode_customer
@@ -35,13 +34,18 @@ Result = Literal["recalled", "stopped", "opened", "applied", "ended"]
 DELIVERY_TTL_S = 2 * 86_400
 _DELIVERY = msgspec.json.Decoder(Delivery)
 
-#: KEYS: the delivery. ARGV: the bytes that must be stored ("" for none), the new ones, how long to keep them.
+#: KEYS: deliveries of one partition. ARGV: how long to keep them, and of each the bytes that must be stored ("" for
+#: none), and the new ones. Returns 1 for each that is stored now, and 0 for the others.
 _END = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then
-  return 0
+local ended = {}
+for i, delivery in ipairs(KEYS) do
+  ended[i] = 0
+  if (redis.call('GET', delivery) or '') == ARGV[2 * i] then
+    redis.call('SET', delivery, ARGV[2 * i + 1], 'EX', ARGV[1])
+    ended[i] = 1
+  end
 end
-redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
-return 1
+return ended
 """
 
 
@@ -71,7 +75,7 @@ class Recaller:
         self._streams = streams
         self._intake = intake
         self._announcer = announcer
-        self._end = SharedScript(redis, _END)
+        self._end = redis.register_script(_END)
 
     async def recall(self, entry: Recall, *, read_too: bool = False) -> Result:
         """Take a message back, one that was opened only if `read_too`; what became of it. May be repeated.
@@ -174,34 +178,43 @@ class Recaller:
         """
         ends: dict[int, _End | InputError] = {}
         while len(ends) < len(wanted):
-            todo = [place for place in range(len(wanted)) if place not in ends]
-            names = [keys.delivery(self._state.partition(entry.customer), entry.message) for entry, _ in wanted]
-            with reaching_store():
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for place in todo:
-                        pipe.get(names[place])
-                    found = await pipe.execute()
-            steps: list[tuple[int, Delivery, Awaitable[object]]] = []
-            for place, stored in zip(todo, found, strict=True):
-                entry, take_back = wanted[place]
-                try:
-                    before = delivery_in(entry.message, stored)
-                except InputError as error:
-                    ends[place] = error
-                    continue
-                after = _taken_back(before, entry.reason) if take_back else _left_alone(before)
-                if after is None:
-                    ends[place] = _End(before, by_us=False)
-                else:
-                    args = [stored or b"", msgspec.json.encode(after), DELIVERY_TTL_S]
-                    steps.append((place, after, self._end([names[place]], args)))
-            with reaching_store():
-                done = await asyncio.gather(*(step for _, _, step in steps))
-            # Where a dispatcher was quicker: see where the message is now.
-            ends |= {
-                place: _End(after, by_us=True) for (place, after, _), ended in zip(steps, done, strict=True) if ended
-            }
+            todo: dict[int, list[int]] = {}
+            for place, (entry, _) in enumerate(wanted):
+                if place not in ends:
+                    todo.setdefault(self._state.partition(entry.customer), []).append(place)
+            for partition, places in todo.items():
+                ends |= await self._settle_some(partition, {place: wanted[place] for place in places})
         return [ends[place] for place in range(len(wanted))]
+
+    async def _settle_some(
+        self, partition: int, wanted: Mapping[int, tuple[Recall, bool]]
+    ) -> dict[int, "_End | InputError"]:
+        """Try it; those that a dispatcher was quicker with are missing."""
+        ends: dict[int, _End | InputError] = {}
+        names = {place: keys.delivery(partition, entry.message) for place, (entry, _) in wanted.items()}
+        with reaching_store():
+            found = await self._redis.mget(list(names.values()))
+        steps: dict[int, Delivery] = {}
+        args: list[bytes | str | int] = [DELIVERY_TTL_S]
+        for (place, (entry, take_back)), stored in zip(wanted.items(), found, strict=True):
+            try:
+                before = delivery_in(entry.message, stored)
+            except InputError as error:
+                ends[place] = error
+                continue
+            after = _taken_back(before, entry.reason) if take_back else _left_alone(before)
+            if after is None:
+                ends[place] = _End(before, by_us=False)
+            else:
+                steps[place] = after
+                args += [stored or b"", msgspec.json.encode(after)]
+        if steps:
+            with reaching_store():
+                ended = await self._end(keys=[names[place] for place in steps], args=args)
+            ends |= {
+                place: _End(steps[place], by_us=True) for place, is_ours in zip(steps, ended, strict=True) if is_ours
+            }
+        return ends
 
 
 class _End(NamedTuple):

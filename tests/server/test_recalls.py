@@ -7,6 +7,7 @@ from functools import partial
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from channels.contract import Channel, Outgoing
@@ -19,13 +20,16 @@ from nearcast import keys
 from nearcast.decisions import Decision
 from nearcast.errors import Gone, RetrySend
 from nearcast.events import Consent, ConsentScope, Erase, Receipt
-from nearcast.ids import CustomerId, MessageId
+from nearcast.ids import CustomerId, MessageId, Sku, message_id
 from nearcast.messages import Message, Push, Recall, Withdraw, decode_publication, encode_outbox
 from nearcast.world import OpenHours, Stock
 from offers.worldfile import WorldFile
+from server import sweeper
 from server.coupons import offer_of
 from server.outbox import ValkeyOutbox
+from server.situations import situation_of
 from server.sweeper import Sweeper
+from server.world import WorldStore
 from tests.channels.examples import until
 from tests.server.counter import ANN, NOW, Counter, open_counter
 from tests.server.rig import PARTITIONS
@@ -457,3 +461,100 @@ async def test_a_world_that_can_not_be_used_recalls_nothing(counter: Counter) ->
     assert counter.world.problem is not None
     assert await sweep(counter) == 0
     assert (await state_of(counter, message)).state == "sent"
+
+
+async def test_a_world_that_is_one_look_behind_recalls_nothing(counter: Counter) -> None:
+    """The promotion is new, and this process has not heard of it yet."""
+    message = await pushed(counter)
+    await counter.world.remove("promotion", "abandoned")
+    await WorldStore(counter.redis).put(WORLD)
+    assert await sweep(counter) == 0
+    assert (await state_of(counter, message)).state == "sent"
+
+
+async def another(counter: Counter, message: Message, count: int, sku: Sku | None = None) -> list[MessageId]:
+    """More offers like it that are out, of another thing if so said."""
+    decision = await counter.state.decision(ANN, message.decision)
+    assert decision is not None
+    partition = counter.state.partition(ANN)
+    noted = situation_of(msgspec.structs.replace(message, sku=sku or message.sku))
+    sent = msgspec.json.encode(Delivery(state="sent", channel="websocket", by="a"))
+    made = []
+    async with counter.redis.pipeline(transaction=False) as pipe:
+        pipe.zadd(keys.live(partition), {noted: message.deadline_ms})
+        for number in range(count):
+            copy = msgspec.structs.replace(decision, id=f"{sku}{number}")
+            made.append(message_id(copy.id, "customer"))
+            pipe.set(keys.decision(partition, copy.id), msgspec.json.encode(copy))
+            pipe.set(keys.delivery(partition, made[-1]), sent)
+            pipe.zadd(keys.live_of(partition, noted), {copy.id: message.deadline_ms})
+        await pipe.execute()
+    return made
+
+
+async def test_many_situations_take_turns(counter: Counter) -> None:
+    """One look takes a bounded number of offers back, of each situation some; in the end all are, each counted once."""
+    message = await pushed(counter)
+    before = recalls_counted()
+    milk, tea = await another(counter, message, 400, Sku("milk")), await another(counter, message, 40, Sku("tea"))
+    await counter.world.remove("promotion", "abandoned")
+    looking, partition = sweeper_of(counter), counter.state.partition(ANN)
+    taken = [await looking.sweep()]
+    assert 0 < taken[0] < 200
+    states = [await counter.redis.get(keys.delivery(partition, each)) for each in (milk[0], milk[-1], tea[0])]
+    assert sorted(b"recalled" in state for state in states) == [False, True, True]
+    while taken[-1]:
+        taken.append(await looking.sweep())
+    assert sum(taken) == 441
+    for each in (*milk, *tea):
+        assert b"recalled" in await counter.redis.get(keys.delivery(partition, each))
+    assert len({each.message for each in await receipts(counter) if each.status == "recalled"}) == 441
+    assert recalls_counted() == before + 441
+    assert [key async for key in counter.redis.scan_iter(match="*:live*")] == []
+
+
+def recalls_counted() -> float:
+    return REGISTRY.get_sample_value("nearcast_recalls_total", {"reason": "promotion_ended", "result": "recalled"}) or 0
+
+
+async def test_a_recall_is_counted_once(counter: Counter) -> None:
+    """However often it is repeated, and by whom."""
+    message, before = await pushed(counter), recalls_counted()
+    entry = entry_of(message, "promotion_ended")
+    assert await counter.recaller.recall_all([entry, entry]) == ["recalled"] * 2
+    assert await counter.recaller.recall(entry) == "recalled"
+    assert recalls_counted() == before + 1
+
+
+@pytest.mark.parametrize("damage", ["decision", "delivery", "situation", "not text"])
+async def test_what_can_not_be_read_stops_nothing_else(
+    counter: Counter, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, and not looked at again; all others are taken back."""
+    message, partition = await pushed(counter), counter.state.partition(ANN)
+    [bad] = await another(counter, message, 1, message.sku)
+    if damage == "decision":
+        await counter.redis.set(keys.decision(partition, f"{message.sku}0"), b'{"x":1}')
+    elif damage == "delivery":
+        await counter.redis.set(keys.delivery(partition, bad), b"{")
+    else:
+        noted = b'["abandoned"' if damage == "situation" else b"\xff"
+        await counter.redis.zadd(keys.live(partition), {noted: message.deadline_ms})
+    await counter.world.put(SOLD_OUT)
+    await sweep(counter)
+    assert (await state_of(counter, message)).state == "recalled"
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert [key async for key in counter.redis.scan_iter(match="*:live*")] == []
+
+
+async def test_a_partition_stays_with_who_is_at_it(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks again in time has it still; another dispatcher has to wait, and knows how much there is all the same."""
+    monkeypatch.setattr(sweeper, "_MINE_MS", 60_000)
+    message = await pushed(counter)
+    await another(counter, message, 500, Sku("tea"))
+    await counter.world.put(SOLD_OUT)
+    first, second = sweeper_of(counter, "a"), sweeper_of(counter, "b")
+    await counter.redis.delete(*(keys.sweeping(partition) for partition in range(PARTITIONS)))
+    found = [await each.sweep() for each in (first, second, first, second, first)]
+    assert [bool(done) for done in found] == [True, False, True, False, True]
+    assert REGISTRY.get_sample_value("nearcast_live_situations") == 1
