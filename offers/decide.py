@@ -182,13 +182,14 @@ def decide(
         for propensity, deal in zip(propensities, deals, strict=True)
     ]
     choice = choose(options, policy.exploration, _chance(moment) if policy.exploration else (0.0, 0.0))
+    fates = _fates(options, choice)
     judged = []
     for place, (index, option, deal) in enumerate(zip(passed, options, deals, strict=True)):
         given = screened[index]
         candidate = Candidate(
             promotion=given.promotion,
             sku=given.sku,
-            stopped_by=None if place == choice.chosen else _lost(option, choice, place),
+            stopped_by=fates[place],
             propensity=propensities[place],
             value_cents=deal.value_cents,
             cost_cents=deal.cost_cents,
@@ -237,13 +238,21 @@ def _deals(names: Iterable[PromotionId], at: Situation) -> dict[PromotionId, _De
     return deals
 
 
-def _lost(option: Option, choice: Choice, place: int) -> Reason:
-    """Why an option that was not chosen was not."""
-    if option.is_held and (place == choice.wanted or option.is_worth_it):
-        return Reason.HOLDOUT
+def _fates(options: Sequence[Option], choice: Choice) -> list[Reason | None]:
+    """Why each option was not chosen; None for the one that was."""
+    beaten, worthless = Reason.OUTRANKED, Reason.NOT_WORTH_IT
     if choice.explored:
-        return Reason.EXPLORED
-    return Reason.OUTRANKED if option.is_worth_it else Reason.NOT_WORTH_IT
+        beaten = worthless = Reason.EXPLORED
+    fates: list[Reason | None] = []
+    for place, option in enumerate(options):
+        is_worth_it = option.is_worth_it
+        if place == choice.chosen:
+            fates.append(None)
+        elif option.is_held and (is_worth_it or place == choice.wanted):
+            fates.append(Reason.HOLDOUT)
+        else:
+            fates.append(beaten if is_worth_it else worthless)
+    return fates
 
 
 def _record(decision: Decision, choice: Choice, options: Sequence[Candidate], situation: Situation) -> None:

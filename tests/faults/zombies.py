@@ -74,7 +74,7 @@ async def let_an_engine_wake_before_its_heir_commits(rig: Rig, variant: str = ""
 
 
 async def _picture(rig: Rig) -> Picture:
-    """Everything of the partitions but who owns and sweeps them and how far they have read; of the outbox, how much came.
+    """All of the partitions but who owns and sweeps them and how far they have read; of the outbox, how many came.
 
     A sleeper may have been about to bring a due timer into the log. It may do so again, as any process may: the event
     has the same id, and moves the offsets only. Whether these are right is for the checkers.
