@@ -50,9 +50,11 @@ class Refused(Exception):
 class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One line of the journal: what happened to which redemption."""
 
-    what: Literal["block", "redeemed", "called off", "merging", "merged"]
+    what: Literal["block", "redeemed", "called off", "merging", "merged", "closed"]
     block: str = ""
     redemption: OfflineRedemption | None = None
+    #: Of "redeemed": a block that was fetched again doesn't have it.
+    coupon: BlockCoupon | None = None
     verdict: str = ""
 
 
@@ -92,9 +94,11 @@ class EdgeTill:
         self._clock = clock
         self._coupons = {coupon.hash: coupon for coupon in self.block.coupons}
         self._entries: dict[tuple[str, str], _Entry] = {}
+        self._closed = False
         self._file = os.open(journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _sync_folder(journal.parent)
             self._read(journal)
         except BaseException:
             os.close(self._file)
@@ -125,7 +129,7 @@ class EdgeTill:
         if any(entry.state != "called off" for (other, _), entry in self._entries.items() if other == code):
             raise Refused("already_redeemed", "another redemption holds this coupon")
         now_ms = self._clock.now_ms()
-        if now_ms >= self.block.until_ms:
+        if self._closed or now_ms >= self.block.until_ms:
             raise Refused("block_over", "the time of this block is over: redeem online")
         if now_ms >= coupon.expires_ms:
             raise Refused("coupon_expired", "the coupon's time is over")
@@ -141,7 +145,7 @@ class EdgeTill:
             revenue_cents=revenue_cents,
             discount_cents=discount_cents,
         )
-        self._write([_Line(what="redeemed", redemption=made)])
+        self._write([_Line(what="redeemed", redemption=made, coupon=coupon)])
         return coupon
 
     def call_off(self, typed: str, redemption_id: str) -> None:
@@ -160,20 +164,20 @@ class EdgeTill:
         return [entry.redemption for entry in self._entries.values() if entry.state in ("redeemed", "merging")]
 
     async def merge(self, api: httpx.AsyncClient, *, close: bool = False) -> list[Verdict]:
-        """Tell the server what was redeemed; its verdict on each. With `close`, what wasn't redeemed is free again.
+        """Tell the server what was redeemed; its verdict on each. With `close`, what wasn't redeemed is free again, and
+        nothing more is redeemed here.
 
         `api` has the base URL and the API key. Raises `httpx.HTTPError` if it fails on the way: call it again.
         """
         verdicts: list[Verdict] = []
-        waiting = self.waiting
-        parts = [waiting[i : i + _AT_ONCE] for i in range(0, len(waiting), _AT_ONCE)]
-        for part in parts:
+        while part := self.waiting[:_AT_ONCE]:
             self._write([_Line(what="merging", redemption=made) for made in part])
             said = (await self._post(api, {"redemptions": part})).verdicts
             pairs = zip(part, said, strict=True)
             self._write([_Line(what="merged", redemption=made, verdict=each.verdict) for made, each in pairs])
             verdicts += said
         if close:
+            self._write([_Line(what="closed")])
             await self._post(api, {"close": True})
         return verdicts
 
@@ -224,10 +228,23 @@ class EdgeTill:
             self._note(line)
 
     def _note(self, line: _Line) -> None:
-        if line.redemption is None or line.what == "block":
+        if line.what == "closed":
+            self._closed = True
+        if line.redemption is None or line.what == "block" or line.what == "closed":
             return
         key = (line.redemption.code, line.redemption.redemption_id)
         if line.what == "redeemed":
             self._entries[key] = _Entry(line.redemption)
+            if line.coupon is not None:
+                self._coupons.setdefault(line.coupon.hash, line.coupon)
         else:
             self._entries[key].state = line.what
+
+
+def _sync_folder(folder: Path) -> None:
+    """Else a new file's name may be lost with the power, and the file with it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -65,11 +65,15 @@ class OfflineRedemption(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What became of an offline redemption: "redeemed", or the reason why it could not be recorded."""
+    """What became of an offline redemption: "redeemed", or the reason why it could not be recorded.
+
+    `broke` is of one that was recorded, and should not have been made: the reason why.
+    """
 
     redemption_id: str
     verdict: str
     detail: str = ""
+    broke: str = ""
 
 
 class Verdicts(msgspec.Struct, frozen=True, kw_only=True):

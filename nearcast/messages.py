@@ -75,6 +75,8 @@ class Released(msgspec.Struct, kw_only=True, tag="released"):
 
     customer: CustomerId
     store: StoreId
+    #: When they left: what was reserved later is of another visit. 0, of earlier releases: any time.
+    at_ms: int = 0
 
 
 OutboxEntry = Message | Emitted | Recall | Released

@@ -69,7 +69,7 @@ FALL_BACKS = Counter(
 RECALLS = Counter(
     "nearcast_recalls_total",
     "Messages that were to be taken back, by reason and result: recalled; stopped (nothing had left the house yet); or "
-    "left alone, since the customer had opened or applied it, or it had ended.",
+    "left alone, since the customer had opened or applied it, or it had ended. Each recalled one is counted once.",
     ["reason", "result"],
 )
 OPT_OUT_WAITS = Counter(
@@ -80,7 +80,7 @@ OPT_OUT_WAITS = Counter(
 )
 LIVE_SITUATIONS = Gauge(
     "nearcast_live_situations",
-    "Situations (promotion, store, thing) of messages that are out, as this dispatcher saw them last.",
+    "Situations (promotion, store, thing) of offers that are out, in all partitions: every dispatcher says the same.",
 )
 COUPONS = Counter("nearcast_coupons_total", "Coupon steps, by step and result.", ["step", "result"])
 CONNECTIONS = Gauge("nearcast_connections", "Open WebSocket connections of this process.")

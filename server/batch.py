@@ -388,7 +388,7 @@ class Batch:
         now_ms = max(moment.at_ms, item.event.ts)
         entries: list[OutboxEntry] = [*recalls.on_leaving(customer, moment.fence, now_ms)]
         if moment.fence_kind == "store" and recalls.may_have_reserved(customer):
-            entries.append(Released(customer=customer.id, store=moment.store))
+            entries.append(Released(customer=customer.id, store=moment.store, at_ms=now_ms))
         self._post(item, entries)
 
     def _post(self, item: Item, entries: Iterable[OutboxEntry]) -> None:

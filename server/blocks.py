@@ -6,10 +6,14 @@
 What is in a block can be redeemed by the block's id and at its store only, until the block is closed or its `free_ms`
 (its end and some grace) is over. The tills get hashes of the codes, not the codes: a block that gets lost is worth
 nothing without the customers' phones. What they redeemed is merged later, each redemption by its own atomic step, so a
-merge may be cut short and repeated anywhere. A redemption is merged even if the block is free again by then; one whose
-coupon was redeemed elsewhere meanwhile is reported, and not redeemed twice.
+merge may be cut short and repeated anywhere. A redemption is merged even if the block is free again by then, whoever
+has reserved its coupon or has it in a block; one whose coupon was redeemed elsewhere meanwhile is reported, and not
+redeemed twice. What was redeemed against a term is recorded and said: not to record it would let it be spent again.
 
-Each step can be repeated: a block is taken by an id of the caller's, and taken again it is the same block.
+A merge says nothing of codes that aren't in the block, so it needs no bound on unknown ones.
+
+Each step can be repeated: a block is taken by an id of the caller's, and taken again it is the same block, without
+the coupons that aren't in it any more, until it is closed.
 """
 
 import asyncio
@@ -23,7 +27,7 @@ from redis.asyncio import Redis
 from nearcast import keys
 from nearcast.clock import Clock
 from nearcast.coupons import BLOCK_TYPE, Block, BlockCoupon, OfflineRedemption, Verdict, hash_of
-from nearcast.errors import Conflict, InputError, NotFound, TooManyRequests
+from nearcast.errors import Conflict, InputError, NotFound
 from nearcast.ids import CouponCode, StoreId
 from server.coupons import AppliedOffer, Coupon, CouponBook
 from server.store import reaching_store, text
@@ -57,7 +61,8 @@ class Blocks:
     async def take(self, block: str, store: StoreId, for_s: float, most: int) -> Block:
         """Hand out up to `most` coupons that were offered for this store, the latest applied first, for so long.
 
-        Taken again it is the same block, whatever is asked for. Raises `Conflict` if another store has this id.
+        Taken again it is the same block, whatever is asked for. Raises `Conflict` if another store has this id, or it
+        is closed.
         """
         now_ms = self._clock.now_ms()
         until_ms = now_ms + round(for_s * 1000)
@@ -79,10 +84,10 @@ class Blocks:
         """The block as a token, which its tills can verify with the public keys."""
         return self._book.signer.sign(BLOCK_TYPE, block)
 
-    async def merge(self, block: str, redemptions: Sequence[OfflineRedemption], *, asker: str = "") -> list[Merged]:
+    async def merge(self, block: str, redemptions: Sequence[OfflineRedemption]) -> list[Merged]:
         """Record what was redeemed by a block; a verdict for each, in the order given.
 
-        Raises `NotFound` for an unknown block; `TooManyRequests` and `Unavailable` if it was cut short: repeat it.
+        Raises `NotFound` for an unknown block; `Unavailable` if it was cut short: repeat it.
         """
         store = await self._store_of(block)
         hands = asyncio.Semaphore(_HANDS)
@@ -96,14 +101,12 @@ class Blocks:
                         discount_cents=made.discount_cents,
                         block=block,
                         offline_ms=made.at_ms,
-                        asker=asker,
                     )
-            except TooManyRequests:
-                raise
             except InputError as error:
                 refused = Verdict(redemption_id=made.redemption_id, verdict=error.reason, detail=error.detail)
                 return Merged(verdict=refused, coupon=None)
-            return Merged(verdict=Verdict(redemption_id=made.redemption_id, verdict="redeemed"), coupon=coupon)
+            verdict = Verdict(redemption_id=made.redemption_id, verdict="redeemed", broke=coupon.broke or "")
+            return Merged(verdict=verdict, coupon=coupon)
 
         results = await asyncio.gather(*(one(made) for made in redemptions), return_exceptions=True)
         merged = []
@@ -133,6 +136,8 @@ class Blocks:
                 raise _unknown()
             case "other_store":
                 raise Conflict("other_store", "a block with this id is out at another store", "id")
+            case "block_closed":
+                raise Conflict("block_closed", "this block is closed: take one with another id", "id")
         return answer
 
 

@@ -4,7 +4,10 @@
 -- KEYS[1]  the coupon's hash: offer and the terms in it that count here; state (applied, redeemed or withdrawn),
 --          applied_ms, expires_ms; held_by, held_store, held_until_ms, while_in_store of a reservation, which is over
 --          once its time is; block, block_until_ms while it is out with offline tills; redemption and all redeemed_…
---          of a redemption, revenue_cents, discount_cents; void:<redemption> for each one that was called off.
+--          of a redemption, revenue_cents, discount_cents, broke (the term that an offline one didn't keep). For each
+--          one that was called off void:<store><31><redemption> or, if at any store, void:<redemption>: what had been
+--          redeemed, "" if nothing; how many there are in voids; and undone:<redemption> of what had been redeemed,
+--          for who repeats it otherwise. blocks: those that it is or was in, each followed by <31>.
 -- KEYS[2]  of tills: how many unknown codes whoever asks has asked for; of apply: the customer's index of coupons.
 -- ARGV     step, now_ms, most unknown codes (0: any number) and in how many ms, then what the step needs.
 --          Time is the caller's: replays and tests bring their own.
@@ -12,10 +15,10 @@
 
 local SHOWN = {
   'offer', 'state', 'applied_ms', 'redemption', 'redeemed_store', 'redeemed_ms', 'revenue_cents', 'discount_cents',
-  'held_by', 'held_store', 'held_until_ms', 'while_in_store', 'block', 'block_until_ms',
+  'held_by', 'held_store', 'held_until_ms', 'while_in_store', 'block', 'block_until_ms', 'broke',
 }
 local TERMS = {'expires_ms', 'customer', 'promotion', 'store', 'this_store', 'exclusive', 'combines', 'least_cents'}
-local HOUR_MS, DAY_MS, KEPT_OF_STORE, MOST_IN_PURCHASE = 3600000, 86400000, 10000, 50
+local HOUR_MS, DAY_MS, KEPT_OF_STORE, MOST_IN_PURCHASE, MOST_VOIDS = 3600000, 86400000, 10000, 50, 100
 
 local key, step, now_ms = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local code = string.match(key, '{(.*)}$')
@@ -44,7 +47,7 @@ local state = redis.call('HGET', key, 'state')
 
 if step == 'apply' then
   local index, lately = KEYS[2], KEYS[3]
-  local offer, expires, keep_ms, most = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+  local offer, expires, left_ms, most = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
   if state == 'withdrawn' then return {'offer_recalled'} end
   if state then return answer('again') end
   if now_ms >= tonumber(expires) then return {'coupon_expired'} end
@@ -60,10 +63,9 @@ if step == 'apply' then
     if i == 1 or ARGV[7 + i] ~= '' then redis.call('HSET', key, field, i == 1 and expires or ARGV[7 + i]) end
   end
   -- Relative to the caller's time, not to the server's.
-  local left_ms = expires - now_ms + keep_ms
-  redis.call('PEXPIRE', key, string.format('%.0f', left_ms))
+  redis.call('PEXPIRE', key, ARGV[7])
   redis.call('ZREMRANGEBYSCORE', index, '-inf', now_ms)
-  redis.call('ZADD', index, string.format('%.0f', expires + keep_ms), code)
+  redis.call('ZADD', index, string.format('%.0f', now_ms + left_ms), code)
   keep(index, left_ms)
   if KEYS[4] then
     redis.call('ZADD', KEYS[4], ARGV[2], code)
@@ -91,6 +93,14 @@ if most_unknown > 0 then
     return {'locked_out', string.format('%.0f', asked.until_ms - now_ms)}
   end
 end
+
+-- What an offline till has redeemed is in its block. Of other codes it must hear nothing, not even whether there are any.
+local function in_block(block, store)
+  return redis.call('HGET', block_key(block), 'store') == store
+    and redis.call('SISMEMBER', block_key(block) .. ':codes', code) == 1
+end
+if step == 'redeem' and ARGV[14] ~= '' and not in_block(ARGV[9], ARGV[5]) then return {'not_in_block'} end
+
 if not state or state == 'withdrawn' then
   if most_unknown > 0 and redis.call('HINCRBY', unknown, 'count', 1) == 1 then
     redis.call('HSET', unknown, 'until_ms', string.format('%.0f', now_ms + window_ms))
@@ -113,7 +123,7 @@ local function held(coupon) return coupon.held_by and now_ms < tonumber(coupon.h
 local function drop_hold()
   if c.held_by then
     redis.call('SREM', purchase_key(c.held_store, c.held_by), code)
-    redis.call('HDEL', key, 'held_by', 'held_store', 'held_until_ms', 'while_in_store')
+    redis.call('HDEL', key, 'held_by', 'held_store', 'held_until_ms', 'held_ms', 'while_in_store')
   end
 end
 
@@ -122,9 +132,14 @@ local function called_off(store, redemption)
     or redis.call('HEXISTS', key, 'void:' .. store .. '\31' .. redemption) == 1
 end
 
--- What keeps a till from having the coupon for a purchase now; nil: nothing.
-local function taken(store, redemption, block)
+-- What keeps a till from having the coupon for a purchase, now or ever; nil: nothing.
+local function over(store, redemption)
   if called_off(store, redemption) then return 'redemption_rolled_back' end
+  if tonumber(redis.call('HGET', key, 'voids') or 0) >= MOST_VOIDS then return 'too_many_rolled_back' end
+end
+local function taken(store, redemption, block)
+  local refused = over(store, redemption)
+  if refused then return refused end
   if c.block and now_ms < tonumber(c.block_until_ms) and c.block ~= block then return 'in_block' end
   if held(c) and (c.held_by ~= redemption or c.held_store ~= store) then return 'reserved' end
 end
@@ -194,6 +209,7 @@ if step == 'reserve' then
   local until_ms = math.min(now_ms + hold_ms, tonumber(c.expires_ms))
   redis.call('HSET', key, 'held_by', redemption, 'held_store', store)
   redis.call('HSET', key, 'held_until_ms', string.format('%.0f', until_ms), 'while_in_store', while_in_store)
+  redis.call('HSET', key, 'held_ms', ARGV[2])
   return answer(again and 'again' or 'new')
 end
 
@@ -211,33 +227,40 @@ end
 if step == 'redeem' then
   local store, redemption, revenue, discount, block = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
   local lat, lng, most_redeemed, most_km_per_h = ARGV[10], ARGV[11], tonumber(ARGV[12]), tonumber(ARGV[13])
-  -- Of a redemption that was made at a till without us: when. It has happened, so terms and pace are not asked for.
+  -- Of a redemption that was made at a till without us: when. It has happened: who has the coupon now must do without,
+  -- pace is not asked for, and a term that it breaks is noted.
   local offline_ms = ARGV[14] ~= '' and tonumber(ARGV[14])
   if state == 'redeemed' then
     if c.redemption == redemption and c.redeemed_store == store then return answer('again') end
     return {'already_redeemed'}
   end
   -- A redemption that was called off stays called off, even if its own request arrives late.
-  local refused = taken(store, redemption, block)
+  local refused
+  if offline_ms then refused = over(store, redemption) else refused = taken(store, redemption, block) end
   if refused then return {refused} end
+  if offline_ms then
+    local b = fields(block_key(block), {'taken_ms', 'until_ms'})
+    -- Blocks from before this was noted have no taken_ms.
+    local early = b.taken_ms and offline_ms < b.taken_ms - ARGV[15]
+    if early or offline_ms >= b.until_ms + ARGV[15] then return {'not_in_time'} end
+  end
   local at_ms = math.min(offline_ms or now_ms, now_ms)
   if at_ms >= tonumber(c.expires_ms) then return {'coupon_expired'} end
-  if block ~= '' then
-    if redis.call('HGET', block_key(block), 'store') ~= store then return {'not_in_block'} end
-    if redis.call('SISMEMBER', block_key(block) .. ':codes', code) == 0 then return {'not_in_block'} end
-  end
+  if block ~= '' and not in_block(block, store) then return {'not_in_block'} end
   local purchase, lately = purchase_key(store, redemption), redeemed_lately(c.customer)
   redis.call('ZREMRANGEBYSCORE', lately, '-inf', now_ms - DAY_MS)
+  local too_little = c.least_cents and revenue ~= '' and tonumber(revenue) < tonumber(c.least_cents)
+  local crowded = redis.call('SCARD', purchase) >= MOST_IN_PURCHASE
+  local other = not (offline_ms and crowded) and in_the_way(purchase, store, redemption)
   if not offline_ms then
     if c.this_store and c.store ~= store then return {'other_store'} end
-    if c.least_cents and revenue ~= '' and tonumber(revenue) < tonumber(c.least_cents) then
-      return {'below_minimum', c.least_cents}
-    end
-    local other = in_the_way(purchase, store, redemption)
+    if too_little then return {'below_minimum', c.least_cents} end
     if other then return {'not_combinable', other} end
     if redis.call('SCARD', purchase) >= MOST_IN_PURCHASE then return {'too_many_in_purchase'} end
     if most_redeemed > 0 and redis.call('ZCOUNT', lately, now_ms - HOUR_MS + 1, '+inf') >= most_redeemed then
-      return {'too_many_redeemed', string.format('%.0f', HOUR_MS)}
+      -- The one that must be an hour old first.
+      local old = redis.call('ZREVRANGE', lately, most_redeemed - 1, most_redeemed - 1, 'WITHSCORES')[2]
+      return {'too_many_redeemed', string.format('%.0f', old + HOUR_MS - now_ms)}
     end
     if most_km_per_h > 0 and lat ~= '' and too_fast(lately, store, lat, lng, most_km_per_h) then
       return {'too_fast'}
@@ -252,6 +275,8 @@ if step == 'redeem' then
     'HSET', key, 'state', 'redeemed', 'redemption', redemption, 'redeemed_store', store, 'redeemed_ms', at,
     'revenue_cents', revenue, 'discount_cents', discount
   )
+  local broke = too_little and 'below_minimum' or other and 'not_combinable' or crowded and 'too_many_in_purchase'
+  if broke then redis.call('HSET', key, 'broke', broke) end
   if lat ~= '' then redis.call('HSET', key, 'redeemed_lat', lat, 'redeemed_lng', lng) end
   if c.store then redis.call('ZREM', store_coupons(c.store), code) end
   return answer('new')
@@ -264,24 +289,34 @@ if step == 'rollback' then
   local before = redis.call('HGET', key, void)
   if before then return answer('again', before) end
   local was = ''
-  if state == 'redeemed' then
-    if c.redemption ~= redemption or (store ~= '' and c.redeemed_store ~= store) then return {'already_redeemed'} end
+  if state == 'redeemed' and c.redemption == redemption and (store == '' or c.redeemed_store == store) then
     was = c.redeemed_store .. '\31' .. (c.revenue_cents or '') .. '\31' .. (c.discount_cents or '')
     redis.call('SREM', purchase_key(c.redeemed_store, redemption), code)
     redis.call('ZREM', redeemed_lately(c.customer), code)
     redis.call(
       'HDEL', key, 'redemption', 'redeemed_store', 'redeemed_ms', 'revenue_cents', 'discount_cents', 'redeemed_lat',
-      'redeemed_lng'
+      'redeemed_lng', 'broke'
     )
+    redis.call('HSET', key, 'undone:' .. redemption, was)
     redis.call('HSET', key, 'state', 'applied')
     if c.store then
       redis.call('ZADD', store_coupons(c.store), c.applied_ms, code)
       keep(store_coupons(c.store), redis.call('PTTL', key))
     end
-  elseif held(c) and c.held_by == redemption and (store == '' or c.held_store == store) then
-    drop_hold()
+  else
+    local undone = redis.call('HGET', key, 'undone:' .. redemption)
+    if undone and (store == '' or string.sub(undone, 1, #store + 1) == store .. '\31') then
+      -- It was called off with the store, and now without, or the other way round.
+      was = undone
+    elseif state == 'redeemed' then
+      return {'already_redeemed'}
+    end
+    if held(c) and c.held_by == redemption and (store == '' or c.held_store == store) then drop_hold() end
+    -- With that many none is redeemed any more, so there is no need to note that this one mustn't be.
+    if was == '' and tonumber(redis.call('HGET', key, 'voids') or 0) >= MOST_VOIDS then return answer('again', '') end
   end
   redis.call('HSET', key, void, was)
+  redis.call('HINCRBY', key, 'voids', 1)
   return answer('new', was)
 end
 

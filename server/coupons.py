@@ -59,8 +59,11 @@ from server.store import reaching_store, text
 
 #: How long a coupon is kept after its end, for returns and for the till's questions.
 KEEP_MS = 7 * 86_400_000
-#: How long a withdrawn offer is remembered: longer than the decision is, without which nothing can be applied.
-WITHDRAWN_MS = 31 * 86_400_000
+#: How long an offer that was applied or withdrawn is remembered at least: longer than the decision is, without which
+#: nothing can be applied. Forgotten earlier, its coupon could be applied and redeemed anew.
+REMEMBERED_MS = 31 * 86_400_000
+#: How far the clock of an offline till may be from ours.
+CLOCKS_MS = 300_000
 #: How long a till may reserve a coupon; and how long at most one is reserved while the customer is in the store.
 MOST_HOLD_S = 3_600
 IN_STORE_HOLD_S = 12 * 3_600
@@ -107,6 +110,8 @@ class Coupon(msgspec.Struct, frozen=True, kw_only=True):
     #: The block of coupons for offline tills that it is out in, and until when.
     block: str | None = None
     block_until_ms: int | None = None
+    #: The term that it was redeemed against by an offline till: a reason as `CouponBook.redeem` has them.
+    broke: str | None = None
 
 
 class Redemption(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +120,7 @@ class Redemption(msgspec.Struct, frozen=True, kw_only=True):
     redemption_id: str
     revenue_cents: int | None = None
     discount_cents: int | None = None
+    store: StoreId | None = None
 
 
 class CouponBook:
@@ -170,11 +176,12 @@ class CouponBook:
         """
         code = self.code_of(offer.decision)
         now_ms = self._clock.now_ms()
+        left_ms = max(offer.expires_ms + KEEP_MS - now_ms, REMEMBERED_MS)
         where = [keys.coupon(code), keys.coupons_of(offer.customer), keys.applied_lately(offer.customer)]
         if offer.store is not None:
             where.append(keys.store_coupons(offer.store))
         arguments = (
-            *(msgspec.json.encode(offer), offer.expires_ms, KEEP_MS, self._guard.applies_per_hour),
+            *(msgspec.json.encode(offer), offer.expires_ms, left_ms, self._guard.applies_per_hour),
             *(offer.customer, offer.promotion, offer.store or "", "1" if offer.this_store else ""),
             *("1" if offer.exclusive else "", offer.group or "", offer.min_purchase_cents or ""),
         )
@@ -182,7 +189,7 @@ class CouponBook:
 
     async def withdraw(self, decision: DecisionId) -> bool:
         """Take an offer back. False if it was applied: then nothing is changed. Which comes first is decided here."""
-        answer = await self._run("withdraw", [keys.coupon(self.code_of(decision))], self._clock.now_ms(), WITHDRAWN_MS)
+        answer = await self._run("withdraw", [keys.coupon(self.code_of(decision))], self._clock.now_ms(), REMEMBERED_MS)
         return text(cast("bytes", answer[0])) == "withdrawn"
 
     async def validate(self, code: str, *, asker: str = "") -> Coupon:
@@ -234,14 +241,16 @@ class CouponBook:
         redemption or reservation has it, or its terms forbid it; the reason says what.
 
         `block` opens what is out in that block. With `offline_ms` the redemption is one that an offline till has made
-        then, by the block's coupons: it is recorded, whatever terms and pace would say.
+        then, by the block's coupons. It is recorded whoever has reserved the coupon, and whatever terms and pace would
+        say; it raises only if the coupon was redeemed by another or is expired, the redemption was called off, or it is
+        not one of the block's coupons and time.
         """
         lat, lng = self.places(store) or ("", "")
         coupon, _ = await self._step(
             *("redeem", code, asker, store, redemption_id),
             *("" if revenue_cents is None else revenue_cents, "" if discount_cents is None else discount_cents),
             *(block, lat, lng, self._guard.redemptions_per_hour, self._guard.most_km_per_h),
-            "" if offline_ms is None else offline_ms,
+            *("" if offline_ms is None else offline_ms, CLOCKS_MS),
         )
         return coupon
 
@@ -250,24 +259,26 @@ class CouponBook:
     ) -> tuple[Coupon, Redemption | None]:
         """Call a redemption off; the coupon, and what was redeemed, if it was (None: it had not been yet).
 
-        Raises `NotFound`, or `Conflict` if another redemption holds the coupon.
+        Repeated with or without the store it says the same. Raises `NotFound`, or `Conflict` if another redemption
+        holds the coupon.
         """
         coupon, was = await self._step("rollback", code, asker, store or "", redemption_id)
         if not was:
             return coupon, None
-        _, revenue, discount = was.split("\x1f")
+        where, revenue, discount = was.split("\x1f")
         called_off = Redemption(
             redemption_id=redemption_id,
             revenue_cents=int(revenue) if revenue else None,
             discount_cents=int(discount) if discount else None,
+            store=StoreId(where),
         )
         return coupon, called_off
 
-    async def left_store(self, customer: CustomerId, store: StoreId) -> int:
-        """The customer is not in the store any more: what was reserved for as long as they are is free. How many."""
+    async def left_store(self, customer: CustomerId, store: StoreId, at_ms: int) -> int:
+        """The customer left the store then; what was reserved before, while they are in it, is free. How many."""
         with reaching_store():
             freed: int = await self._of_customer(
-                keys=[keys.coupons_of(customer)], args=["left", store, self._clock.now_ms()]
+                keys=[keys.coupons_of(customer)], args=["left", store, at_ms, self._clock.now_ms()]
             )
         COUPONS.labels("left_store", "released").inc(freed)
         return freed
@@ -387,6 +398,8 @@ _REFUSALS: dict[str, tuple[type[InputError], str]] = {
     "reserved": (Conflict, "another purchase has reserved this coupon"),
     "in_block": (Conflict, "this coupon is out with the offline tills of its store"),
     "not_in_block": (Conflict, "this coupon is not one of this block, or the block is of another store"),
+    "not_in_time": (Conflict, "the block was not out at the time of this redemption"),
+    "too_many_rolled_back": (Conflict, "too many redemptions of this coupon were rolled back: it is not good any more"),
     "other_store": (Conflict, "this coupon is good at the store of its offer only"),
     "too_many_in_purchase": (Conflict, "this purchase has as many coupons as one may have"),
     "too_fast": (Conflict, "the customer has redeemed a coupon too far from here a moment ago"),
@@ -411,7 +424,8 @@ def _refusal(verdict: str, more: str) -> InputError:
 
 def _coupon(code: CouponCode, answer: Sequence[object], now_ms: int) -> Coupon:
     shown = [None if f is None else text(f) for f in cast("Sequence[bytes | str | None]", answer[1])]
-    offer, state, applied, redemption, store, redeemed, revenue, discount, by, at, until, stays, block, back = shown
+    offer, state, applied, redemption, store, redeemed, revenue, discount, by, at, until, stays, block, *rest = shown
+    back, broke = rest
     if offer is None or applied is None:
         raise Unavailable("a coupon's record is incomplete")
     decoded = msgspec.json.decode(offer, type=AppliedOffer)
@@ -426,6 +440,7 @@ def _coupon(code: CouponCode, answer: Sequence[object], now_ms: int) -> Coupon:
             redeemed_store=StoreId(store) if store else None,
             revenue_cents=int(revenue) if revenue else None,
             discount_cents=int(discount) if discount else None,
+            broke=broke,
         )
     if now_ms >= decoded.expires_ms:
         return Coupon(code=code, state="expired", offer=decoded, applied_ms=int(applied))

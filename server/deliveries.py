@@ -229,7 +229,7 @@ class DeliveryDesk:
         await self._recaller.recall(entry)
 
     async def released(self, entry: Released) -> None:
-        await self._coupons.left_store(entry.customer, entry.store)
+        await self._coupons.left_store(entry.customer, entry.store, entry.at_ms or self._clock.now_ms())
 
     async def emit(self, entry: Emitted) -> None:
         await self._log.append([Entry(entry.topic, entry.key, bytes(entry.value))])

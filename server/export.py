@@ -75,7 +75,9 @@ class Exported(msgspec.Struct):
 
 
 class _Coupon(NamedTuple):
-    """What became of a decision's coupon; `amount_cents` is what it takes off, if that is a fixed amount."""
+    """What became of a decision's coupon; `amount_cents` is what it took off, as the till said, or takes off, if that is
+    a fixed amount.
+    """
 
     applied_ms: int
     redeemed_ms: int | None
@@ -198,7 +200,7 @@ class DecisionExport:
             pipe = self._redis.pipeline(transaction=False)
             for decision in offers:
                 name = keys.coupon(coupon_code(self._secret, decision))
-                pipe.hmget(name, "offer", "state", "applied_ms", "redeemed_ms", "redeemed_store")
+                pipe.hmget(name, "offer", "state", "applied_ms", "redeemed_ms", "redeemed_store", "discount_cents")
             answers = await pipe.execute() if offers else []
         return {
             decision: _coupon(*fields)
@@ -315,7 +317,7 @@ def _outcome(
             "redeemed": status == "redeemed",
         }
     if coupon is not None:
-        # It knows better: a status never goes back when a redemption is called off.
+        # It knows better: the receipt of a redemption, or of its end, may be on its way, or never have been written.
         outcome |= {"applied": True, "applied_at": coupon.applied_ms, "redeemed": coupon.redeemed_ms is not None}
     if coupon is not None and coupon.redeemed_ms is not None:
         outcome |= {
@@ -328,12 +330,20 @@ def _outcome(
     return outcome
 
 
-def _coupon(offer: bytes, state: bytes, applied_ms: bytes, redeemed_ms: bytes | None, store: bytes | None) -> _Coupon:
+def _coupon(
+    offer: bytes,
+    state: bytes,
+    applied_ms: bytes,
+    redeemed_ms: bytes | None,
+    store: bytes | None,
+    discount_cents: bytes | None,
+) -> _Coupon:
     discount = msgspec.json.decode(offer, type=AppliedOffer).discount
+    amount_cents = None if discount is None else discount.amount_cents
     redeemed = text(state) == "redeemed"
     return _Coupon(
         applied_ms=int(applied_ms),
         redeemed_ms=int(redeemed_ms) if redeemed and redeemed_ms else None,
         redeemed_store=text(store) if redeemed and store else None,
-        amount_cents=None if discount is None else discount.amount_cents,
+        amount_cents=int(discount_cents) if redeemed and discount_cents else amount_cents,
     )

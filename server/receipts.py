@@ -1,10 +1,14 @@
 """Receipts: what became of a message, told to the log."""
 
+import hashlib
 from typing import TypedDict, Unpack
+from urllib.parse import quote
 
 from nearcast.events import Channel, DeliveryStatus, Receipt
-from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, MessageId, derived_event_id
+from nearcast.ids import ANONYMOUS_PREFIX, CustomerId, DecisionId, MessageId, StoreId, derived_event_id
 from server.intake import Intake
+
+_LONGEST_ID = 128
 
 
 class _More(TypedDict, total=False):
@@ -15,6 +19,7 @@ class _More(TypedDict, total=False):
     redemption_id: str | None
     revenue_cents: int | None
     discount_cents: int | None
+    store: StoreId | None
 
 
 async def append_receipt(
@@ -44,11 +49,15 @@ def receipt_of(
     redemption_id: str | None = None,
     revenue_cents: int | None = None,
     discount_cents: int | None = None,
+    store: StoreId | None = None,
 ) -> Receipt:
     """The event. The same arguments make the same one, so repeating it changes nothing.
 
-    The sums are not asked for that: one redemption, or its end, is told once, whatever the till says of it later.
+    The sums are not asked for that: one redemption, or its end, is told once, whatever the till says of it later. Its
+    id belongs to a store: with `store` the receipt has `redemption_of` both.
     """
+    if store is not None and redemption_id is not None:
+        redemption_id = redemption_of(store, redemption_id)
     anonymous = customer.startswith(ANONYMOUS_PREFIX)
     parts = [message, status, channel or "", reason, *([redemption_id] if redemption_id is not None else [])]
     return Receipt(
@@ -66,3 +75,9 @@ def receipt_of(
         revenue_cents=revenue_cents,
         discount_cents=discount_cents,
     )
+
+
+def redemption_of(store: StoreId, redemption_id: str) -> str:
+    """What a redemption is called where there are several stores: "store/id", or a hash where that is too long."""
+    whole = f"{quote(store, safe='')}/{redemption_id}"
+    return whole if len(whole) <= _LONGEST_ID else hashlib.sha256(whole.encode()).hexdigest()

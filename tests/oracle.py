@@ -346,10 +346,11 @@ class Oracle:
     def _decide(self, moment: Moment, partition: int, event_ms: int) -> None:
         customer = self._customer(moment.customer)
         if moment.trigger == "exit" and moment.fence is not None and not moment.held_since_ms:
-            for recall in recalls.on_leaving(customer, moment.fence, max(moment.at_ms, event_ms)):
+            left_ms = max(moment.at_ms, event_ms)
+            for recall in recalls.on_leaving(customer, moment.fence, left_ms):
                 self._post(partition, recall)
             if moment.fence_kind == "store" and moment.store is not None and recalls.may_have_reserved(customer):
-                self._post(partition, Released(customer=customer.id, store=moment.store))
+                self._post(partition, Released(customer=customer.id, store=moment.store, at_ms=left_ms))
         found = candidates(moment, customer, self._catalogue)
         if not found:
             return

@@ -74,7 +74,7 @@ router = APIRouter(tags=["pages"], route_class=_Page)
 
 @router.api_route("/m/{token}", methods=["GET", "HEAD"], include_in_schema=False)
 async def show_offer(token: str, services: Behind) -> Response:
-    """The offer, and its coupon if it was applied."""
+    """The offer, and its coupon if it was applied; or the notice."""
     link = services.links.verify("message", token, services.clock.now_ms())
     decision = await _decision(services, link)
     try:
@@ -132,7 +132,7 @@ def _unsubscribe(services: Services, token: str) -> tuple[Link, ConsentScope]:
 
 async def _decision(services: Services, link: Link) -> Decision:
     decision = await services.decision(link.customer, DecisionId(link.subject))
-    if decision is None or decision.customer != link.customer or decision.outcome != "offer":
+    if decision is None or decision.customer != link.customer or decision.outcome not in ("offer", "notice"):
         raise NotFound("unknown_decision", "this offer is no more")
     return decision
 
@@ -144,7 +144,8 @@ async def _check_not_recalled(services: Services, link: Link, decision: Decision
     except (NotFound, Unavailable):
         return
     if report.state == "recalled":
-        raise Gone("offer_recalled", "this offer has been taken back: it does not hold any more")
+        what = "offer" if decision.outcome == "offer" else "message"
+        raise Gone("offer_recalled", f"this {what} has been taken back: it does not hold any more")
 
 
 async def _offer_page(services: Services, decision: Decision, coupon: Coupon | None) -> Response:
@@ -152,7 +153,9 @@ async def _offer_page(services: Services, decision: Decision, coupon: Coupon | N
     if offer is None and coupon is None:
         raise Gone("promotion_ended", "this offer is no more")
     if coupon is None:
-        return page("offer.html", calls_back=True, offer=offer, coupon=None)
+        promotion = await services.promotion(decision.promotion) if decision.promotion is not None else None
+        applies = decision.outcome == "offer" and promotion is not None and promotion.coupon.kind != "none"
+        return page("offer.html", calls_back=True, offer=offer, coupon=None, applies=applies)
     until = datetime.fromtimestamp(coupon.offer.expires_ms / 1000, UTC)
     return page(
         "offer.html",

@@ -89,7 +89,10 @@ class MergeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class CouponView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A coupon as a till sees it. "applied" can be redeemed, "reserved" by the purchase that reserved it only."""
+    """A coupon as a till sees it. "applied" can be redeemed, "reserved" by the purchase that reserved it only.
+
+    `redemption_id` and the sums are for the store whose purchase it is.
+    """
 
     code: CouponCode
     state: State
@@ -135,7 +138,7 @@ async def apply(request: Request, services: Behind) -> Response:
     """The code of an offer, and its token. Applying again gives the same code."""
     wanted = await read(request, ApplyRequest)
     coupon = await services.apply(CustomerId(wanted.customer), DecisionId(wanted.decision))
-    return answer(_view(coupon, services.coupons.token_of(coupon)))
+    return answer(_view(coupon, None, services.coupons.token_of(coupon)))
 
 
 @router.get("/v1/coupons/keys")
@@ -150,7 +153,8 @@ async def public_keys(services: Behind) -> Response:
 @router.get("/v1/coupons/{code}", dependencies=[Depends(Allow("pos"))])
 async def validate(code: str, services: Behind, key: Key, store: str | None = None) -> Response:
     """What a code is good for, and whether it still is. Case, dashes, spaces and I/L/O are forgiven."""
-    return answer(_view(await services.coupons.validate(code, asker=_asker(services, key, store))))
+    coupon = await services.coupons.validate(code, asker=_asker(services, key, store))
+    return answer(_view(coupon, None if store is None else StoreId(store)))
 
 
 @router.get("/v1/coupons/{code}/qr", dependencies=[Depends(Allow("intake"))])
@@ -188,7 +192,7 @@ async def reserve(code: str, request: Request, services: Behind, key: Key) -> Re
         block=wanted.block or "",
         asker=_asker(services, key, wanted.store),
     )
-    return answer(_view(coupon))
+    return answer(_view(coupon, StoreId(wanted.store)))
 
 
 @router.post(
@@ -199,8 +203,8 @@ async def reserve(code: str, request: Request, services: Behind, key: Key) -> Re
 async def release(code: str, request: Request, services: Behind, key: Key) -> Response:
     """End a reservation: the customer puts the thing back. One that is over already is the same success."""
     wanted = await read(request, ReleaseRequest)
-    where = _asker(services, key, wanted.store)
-    return answer(_view(await services.coupons.release(code, StoreId(wanted.store), wanted.redemption_id, asker=where)))
+    where, store = _asker(services, key, wanted.store), StoreId(wanted.store)
+    return answer(_view(await services.coupons.release(code, store, wanted.redemption_id, asker=where), store))
 
 
 @router.post(
@@ -226,7 +230,7 @@ async def redeem(code: str, request: Request, services: Behind, key: Key) -> Res
     )
     # The coupon is redeemed by now. If the log is away, the till gets 503, repeats, and the receipt is written then.
     await _tell_redeemed(services, coupon)
-    return answer(_view(coupon))
+    return answer(_view(coupon, StoreId(wanted.store)))
 
 
 @router.post(
@@ -246,7 +250,7 @@ async def rollback(code: str, request: Request, services: Behind, key: Key) -> R
         offer = coupon.offer
         message = message_id(offer.decision, "customer")
         await services.receipt(offer.customer, message, offer.decision, "rolled_back", None, "", called_off)
-    return answer(_view(coupon))
+    return answer(_view(coupon, store))
 
 
 @router.post(
@@ -281,11 +285,11 @@ async def take_block(store: str, request: Request, services: Behind) -> Response
         },
     ),
 )
-async def merge(block: str, request: Request, services: Behind, key: Key) -> Response:
+async def merge(block: str, request: Request, services: Behind) -> Response:
     """Record what was redeemed offline: all at once or in parts, repeated as often as it takes."""
     wanted = await read(request, MergeRequest)
     name = checked_id(block, "block")
-    merged = await services.blocks.merge(name, wanted.redemptions, asker=_asker(services, key, None))
+    merged = await services.blocks.merge(name, wanted.redemptions)
     for each in merged:
         if each.coupon is not None:
             await _tell_redeemed(services, each.coupon)
@@ -300,6 +304,7 @@ async def _tell_redeemed(services: Services, coupon: Coupon) -> None:
         redemption_id=coupon.redemption_id or "",
         revenue_cents=coupon.revenue_cents,
         discount_cents=coupon.discount_cents,
+        store=coupon.redeemed_store,
     )
     message = message_id(offer.decision, "customer")
     await services.receipt(offer.customer, message, offer.decision, "redeemed", None, "", redemption)
@@ -309,8 +314,10 @@ def _asker(services: Services, key: str | None, store: str | None) -> str:
     return asker(key, store, services.coupons.places)
 
 
-def _view(coupon: Coupon, token: str = "") -> CouponView:
+def _view(coupon: Coupon, store: StoreId | None, token: str = "") -> CouponView:
+    """As a till of this store may see it: of another store's purchase it learns no more than that it was there."""
     offer = coupon.offer
+    own = store is not None and store in (coupon.redeemed_store, coupon.held_store)
     return CouponView(
         code=coupon.code,
         state=coupon.state,
@@ -324,11 +331,11 @@ def _view(coupon: Coupon, token: str = "") -> CouponView:
         group=offer.group,
         this_store=offer.this_store,
         min_purchase_cents=offer.min_purchase_cents,
-        redemption_id=coupon.redemption_id,
+        redemption_id=coupon.redemption_id if own else None,
         redeemed_ms=coupon.redeemed_ms,
         redeemed_store=coupon.redeemed_store,
-        revenue_cents=coupon.revenue_cents,
-        discount_cents=coupon.discount_cents,
+        revenue_cents=coupon.revenue_cents if own else None,
+        discount_cents=coupon.discount_cents if own else None,
         held_store=coupon.held_store,
         held_until_ms=coupon.held_until_ms,
         while_in_store=coupon.while_in_store,

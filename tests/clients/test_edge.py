@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -212,3 +214,80 @@ async def test_a_merge_cut_short(api: httpx.AsyncClient, shop: Shop, tmp_path: P
         with pytest.raises(Refused, match="merged"):
             till.call_off(coupon.code, "r-1")
         assert [verdict.verdict for verdict in await till.merge(api)] == ["redeemed"]
+
+
+async def test_the_journal_is_on_disk(
+    api: httpx.AsyncClient, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is synced before anything is redeemed, and each redemption before it is said."""
+    coupon = await apply(shop, 1)
+    token, keys = await taken(api), await keys_of(api)
+    synced: list[str] = []
+    sync = os.fsync
+
+    def seen(handle: int) -> None:
+        sync(handle)
+        synced.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "journal")
+
+    monkeypatch.setattr(os, "fsync", seen)
+    with EdgeTill(tmp_path / "till", token, keys, shop.clock) as till:
+        assert synced[0] == "folder"
+        before = len(synced)
+        till.redeem(coupon.code, "r-1")
+        assert synced[before:] == ["journal"]
+
+
+async def test_closed(api: httpx.AsyncClient, shop: Shop, tmp_path: Path) -> None:
+    """A till that has given its block back redeems nothing more by it, and doesn't get it again: its coupons may be
+    redeemed anywhere.
+    """
+    sold, kept = await apply(shop, 1), await apply(shop, 2)
+    token, keys = await taken(api), await keys_of(api)
+    with EdgeTill(tmp_path / "till", token, keys, shop.clock) as till:
+        till.redeem(sold.code, "r-1")
+        await till.merge(api, close=True)
+    with EdgeTill(tmp_path / "till", token, keys, shop.clock) as till:
+        with pytest.raises(Refused) as over:
+            till.redeem(kept.code, "r-2")
+        assert over.value.reason == "block_over"
+        assert till.redeem(sold.code, "r-1").promotion == "p-1"
+        assert await till.merge(api, close=True) == []
+    again = await api.post("/v1/stores/graben/blocks", json={"id": "b-1", "for_s": 1_800})
+    assert (again.status_code, again.json()["reason"]) == (409, "block_closed")
+
+
+async def test_fetched_again(api: httpx.AsyncClient, shop: Shop, tmp_path: Path) -> None:
+    """A block that was fetched again, without what was merged, goes on with its journal: a repeated redemption is the
+    same success, and an exclusive coupon stays alone in its purchase.
+    """
+    alone, other = await apply(shop, 1, exclusive=True), await apply(shop, 2)
+    keys = await keys_of(api)
+    with EdgeTill(tmp_path / "till", await taken(api), keys, shop.clock) as till:
+        till.redeem(alone.code, "r-1")
+        await till.merge(api)
+    with EdgeTill(tmp_path / "till", await taken(api), keys, shop.clock) as till:
+        assert till.redeem(alone.code, "r-1").exclusive
+        for code, redemption, reason in (
+            (other.code, "r-1", "not_combinable"),
+            (alone.code, "r-2", "already_redeemed"),
+        ):
+            with pytest.raises(Refused) as refused:
+                till.redeem(code, redemption)
+            assert refused.value.reason == reason
+        till.redeem(other.code, "r-2")
+
+
+async def test_the_next_block_before_the_merge(api: httpx.AsyncClient, shop: Shop, tmp_path: Path) -> None:
+    """What the old block's till redeemed is not lost though its coupon is in the next one by now; the book has one
+    redemption, and both tills know which.
+    """
+    coupon = await apply(shop, 1, expires_ms=shop.clock.now_ms() + 36_000_000)
+    keys = await keys_of(api)
+    with EdgeTill(tmp_path / "old", await taken(api, "b-1"), keys, shop.clock) as old:
+        old.redeem(coupon.code, "r-1")
+        shop.clock.advance(7_200_000)
+        with EdgeTill(tmp_path / "new", await taken(api, "b-2"), keys, shop.clock) as new:
+            new.redeem(coupon.code, "r-2")
+            assert [verdict.verdict for verdict in await old.merge(api, close=True)] == ["redeemed"]
+            assert [verdict.verdict for verdict in await new.merge(api, close=True)] == ["already_redeemed"]
+    assert (await shop.coupons.validate(coupon.code)).redemption_id == "r-1"

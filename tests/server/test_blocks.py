@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from nearcast.clock import ManualClock
 from nearcast.coupons import OfflineRedemption, hash_of
-from nearcast.errors import Conflict, NotFound, TooManyRequests
+from nearcast.errors import Conflict, NotFound
 from nearcast.ids import CustomerId, DecisionId, PromotionId, StoreId
 from server.blocks import GRACE_S, Blocks
 from server.coupon_guard import Guard
@@ -72,6 +72,95 @@ async def test_the_newest_that_can_be_redeemed(book: CouponBook, blocks: Blocks,
     assert await blocks.take("b-1", GRABEN, 60, 100) == first
     with pytest.raises(Conflict):
         await blocks.take("b-1", RING, 600, 3)
+
+
+async def test_taken_again(book: CouponBook, blocks: Blocks, clock: ManualClock) -> None:
+    """Without what was redeemed meanwhile, or is in another block; closed, it isn't handed out again: its coupons may
+    be redeemed anywhere.
+    """
+    coupons = [await apply(book, clock, n) for n in range(3)]
+    await blocks.take("b-1", GRABEN, 600, 10)
+    await blocks.merge("b-1", [made(coupons[0], "r-1", clock)])
+    rest = [hash_of(coupon.code) for coupon in coupons[1:]]
+    assert sorted(each.hash for each in (await blocks.take("b-1", GRABEN, 600, 10)).coupons) == sorted(rest)
+    clock.advance(2 * HOUR_MS)
+    await blocks.take("b-2", GRABEN, 600, 10)
+    assert (await blocks.take("b-1", GRABEN, 600, 10)).coupons == []
+    await blocks.close("b-1")
+    with pytest.raises(Conflict) as closed:
+        await blocks.take("b-1", GRABEN, 600, 10)
+    assert closed.value.reason == "block_closed"
+
+
+async def test_what_others_have_meanwhile(book: CouponBook, blocks: Blocks, clock: ManualClock) -> None:
+    """A redemption that is merged late counts although the coupon is in the next block, or reserved elsewhere, by then:
+    it has happened. They are told that it is gone.
+    """
+    coupons = [await apply(book, clock, n) for n in range(2)]
+    await blocks.take("b-1", GRABEN, 600, 10)
+    offline = [made(coupon, f"off-{n}", clock) for n, coupon in enumerate(coupons)]
+    clock.advance(2 * HOUR_MS)
+    await book.reserve(coupons[0].code, RING, "on")
+    assert len((await blocks.take("b-2", GRABEN, 600, 10)).coupons) == 1
+    for _ in range(2):
+        assert [each.verdict.verdict for each in await blocks.merge("b-1", offline)] == ["redeemed"] * 2
+    with pytest.raises(Conflict) as gone:
+        await book.redeem(coupons[0].code, RING, "on")
+    [late] = await blocks.merge("b-2", [made(coupons[1], "off-2", clock)])
+    assert (gone.value.reason, late.verdict.verdict) == ("already_redeemed", "already_redeemed")
+
+
+async def test_only_while_it_is_out(book: CouponBook, blocks: Blocks, clock: ManualClock) -> None:
+    """What is said to have been redeemed before the block was taken or after its end is not believed, but for five
+    minutes that clocks may differ.
+    """
+    coupons = [await apply(book, clock, n) for n in range(4)]
+    since_ms = clock.now_ms()
+    block = await blocks.take("b-1", GRABEN, 600, 10)
+    clock.advance(HOUR_MS)
+    times_ms = [since_ms - 300_001, since_ms - 300_000, block.until_ms + 299_999, block.until_ms + 300_000]
+    offline = [
+        OfflineRedemption(code=coupon.code, redemption_id="r", at_ms=at_ms)
+        for coupon, at_ms in zip(coupons, times_ms, strict=True)
+    ]
+    said = [each.verdict.verdict for each in await blocks.merge("b-1", offline)]
+    assert said == ["not_in_time", "redeemed", "redeemed", "not_in_time"]
+
+
+async def test_against_the_terms(book: CouponBook, blocks: Blocks, clock: ManualClock) -> None:
+    """What a till redeemed against the terms that it knew is recorded, and said every time; not once it is undone."""
+    small = await apply(book, clock, 1, min_purchase_cents=1_000)
+    first, second = [await apply(book, clock, n, group="coffee") for n in (2, 3)]
+    await blocks.take("b-1", GRABEN, 600, 10)
+    offline = [
+        msgspec.structs.replace(made(small, "r-1", clock), revenue_cents=999),
+        made(first, "r-2", clock),
+        made(second, "r-2", clock),
+    ]
+    for _ in range(2):
+        merged = [(await blocks.merge("b-1", [each]))[0].verdict for each in offline]
+        assert [(each.verdict, each.broke) for each in merged] == [
+            ("redeemed", "below_minimum"),
+            ("redeemed", ""),
+            ("redeemed", "not_combinable"),
+        ]
+    await book.rollback(second.code, "r-2")
+    again = await book.redeem(second.code, GRABEN, "r-3", block="b-1")
+    assert (again.redemption_id, again.broke) == ("r-3", None)
+
+
+async def test_nothing_stays_of_an_erased_customer(
+    book: CouponBook, blocks: Blocks, redis: Redis, clock: ManualClock
+) -> None:
+    """Their codes are in no block any more, not in closed ones either."""
+    coupon = await apply(book, clock, 1)
+    for n in range(3):
+        await blocks.take(f"b-{n}", GRABEN, 600, 10)
+        if n < 2:
+            await blocks.close(f"b-{n}")
+    assert coupon.code.encode() in await redis.smembers("nearcast:block:{b-0}:codes")
+    await book.forget(CustomerId("anna"))
+    assert sorted(await redis.keys("*")) == [b"nearcast:block:{b-%d}" % n for n in range(3)]
 
 
 async def test_rolled_back_and_handed_out(book: CouponBook, blocks: Blocks, clock: ManualClock) -> None:
@@ -143,11 +232,18 @@ async def test_partial_merges(redis: Redis, seed: int, sold: set[int], elsewhere
 
 
 async def test_no_guessing_by_merging(redis: Redis, clock: ManualClock) -> None:
-    """A merge of made-up codes runs into the same lock-out as a till that types them."""
+    """Of codes that aren't in the block a merge says nothing, not even whether there are any; and however many there
+    are, nobody is locked out by them.
+    """
     book = CouponBook(redis, b"s", clock, guard=Guard(most_unknown=5))
     blocks = Blocks(redis, book, clock)
-    await apply(book, clock, 1)
+    sold = await apply(book, clock, 1)
     await blocks.take("b-1", GRABEN, 600, 10)
+    others = [await apply(book, clock, n) for n in (2, 3)]
+    await book.redeem(others[0].code, RING, "r-0")
     guesses = [OfflineRedemption(code=f"{n:020}", redemption_id="r", at_ms=1) for n in range(20)]
-    with pytest.raises(TooManyRequests):
-        await blocks.merge("b-1", guesses, asker="k")
+    wrong = [*guesses, *(made(other, "r", clock) for other in others)]
+    merged = await blocks.merge("b-1", [*wrong, made(sold, "r-1", clock)])
+    verdicts = {(each.verdict.verdict, each.verdict.detail) for each in merged[:-1]}
+    assert [verdict for verdict, _ in verdicts] == ["not_in_block"]
+    assert merged[-1].verdict.verdict == "redeemed"

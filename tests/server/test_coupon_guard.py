@@ -127,9 +127,10 @@ async def test_redeeming_too_many(book: CouponBook, clock: ManualClock) -> None:
     coupons = [await apply(book, clock, n) for n in range(4)]
     for n in range(3):
         await book.redeem(coupons[n].code, GRABEN, f"r-{n}")
+        clock.advance(40_000)
     with pytest.raises(TooManyRequests) as many:
         await book.redeem(coupons[3].code, GRABEN, "r-3")
-    assert many.value.reason == "too_many_redeemed"
+    assert (many.value.reason, many.value.retry_after_s) == ("too_many_redeemed", 3_600 - 120)
     assert (await book.redeem(coupons[2].code, GRABEN, "r-2")).state == "redeemed"
     await book.rollback(coupons[0].code, "r-0")
     await book.redeem(coupons[3].code, GRABEN, "r-3")

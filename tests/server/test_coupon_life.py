@@ -59,9 +59,11 @@ class Life:
         self.offer = offered
         self.state = "offered"
         self.applied_at = 0
-        self.hold: tuple[StoreId, str, int, bool] | None = None
+        #: Where, for which purchase, until when, whether only while they are in the store, and since when.
+        self.hold: tuple[StoreId, str, int, bool, int] | None = None
         self.redeemed: tuple[StoreId, str] | None = None
-        self.void: dict[tuple[str, str], bool] = {}
+        self.void: set[tuple[str, str]] = set()
+        self.undone: dict[str, StoreId] = {}
         self.block: str | None = None
 
     def held(self, now_ms: int) -> bool:
@@ -86,6 +88,7 @@ class Model:
     def __init__(self, expires_ms: int) -> None:
         self.lives = [Life(n, offer(n, expires_ms)) for n in range(len(TERMS))]
         self.blocks: dict[str, tuple[StoreId, set[int], int]] = {}
+        self.closed: set[str] = set()
 
     def step(self, step: Step, now_ms: int) -> str:
         life = self.lives[step.coupon]
@@ -98,7 +101,12 @@ class Model:
             case "left":
                 freed = 0
                 for each in self.lives:
-                    if each.hold and each.hold[0] == step.store and each.hold[3]:
+                    if (
+                        each.hold
+                        and each.hold[0] == step.store
+                        and each.hold[3]
+                        and each.hold[4] <= left_ms(step, now_ms)
+                    ):
                         freed += each.held(now_ms)
                         each.hold = None
                 return str(freed)
@@ -109,6 +117,7 @@ class Model:
                     return "unknown_block"
                 for each in self.lives:
                     each.block = None if each.block == step.redemption else each.block
+                self.closed.add(step.redemption)
                 return "closed"
             case "forget":
                 gone = [each for each in self.lives if each.state in ("applied", "redeemed")]
@@ -117,8 +126,8 @@ class Model:
                         names.discard(each.n)
                     self.lives[each.n] = Life(each.n, each.offer)
                 return str(len(gone))
-        if life.state in ("offered", "withdrawn"):
-            return "unknown_block" if step.what == "merge" and step.redemption not in self.blocks else "unknown_coupon"
+        if life.state in ("offered", "withdrawn") and step.what != "merge":
+            return "unknown_coupon"
         return getattr(self, step.what)(life, step, now_ms) or life.shown(now_ms)
 
     def apply(self, life: Life, now_ms: int) -> str:
@@ -134,7 +143,11 @@ class Model:
     def take(self, step: Step, now_ms: int) -> str:
         name = step.redemption
         if name in self.blocks:
-            return str(len(self.blocks[name][1])) if self.blocks[name][0] == step.store else "other_store"
+            if self.blocks[name][0] != step.store:
+                return "other_store"
+            if name in self.closed:
+                return "block_closed"
+            return str(sum(each.block == name and each.state == "applied" for each in self.lives))
         free_ms = now_ms + round((BLOCK_S + GRACE_S) * 1000)
         fit = {each.n for each in self.lives if self.fits(each, step.store, now_ms)}
         self.blocks[name] = step.store, fit, free_ms
@@ -179,7 +192,7 @@ class Model:
         if self.in_the_way(life, step.store, step.redemption, now_ms):
             return "not_combinable"
         for_ms = 12 * 3_600_000 if step.flag else round(HOLD_S * 1000)
-        life.hold = step.store, step.redemption, min(now_ms + for_ms, life.offer.expires_ms), step.flag
+        life.hold = step.store, step.redemption, min(now_ms + for_ms, life.offer.expires_ms), step.flag, now_ms
         return ""
 
     def release(self, life: Life, step: Step, now_ms: int) -> str:
@@ -208,19 +221,22 @@ class Model:
         return ""
 
     def merge(self, life: Life, step: Step, now_ms: int) -> str:
-        """By the block that is named like the redemption, for a purchase half a minute ago."""
+        """By the block that is named like the redemption."""
         block = step.redemption
         if block not in self.blocks:
             return "unknown_block"
-        store, names, _ = self.blocks[block]
-        if life.redeemed:
-            return "" if life.redeemed == (store, step.redemption) else "already_redeemed"
-        if taken := self.taken(life, store, step.redemption, block, now_ms):
-            return taken
-        if now_ms - 30_000 >= life.offer.expires_ms:
-            return "coupon_expired"
+        store, names, free_ms = self.blocks[block]
         if life.n not in names:
             return "not_in_block"
+        if life.redeemed:
+            return "" if life.redeemed == (store, step.redemption) else "already_redeemed"
+        if ("", step.redemption) in life.void or (store, step.redemption) in life.void:
+            return "redemption_rolled_back"
+        until_ms = free_ms - round(GRACE_S * 1000)
+        if not until_ms - round(BLOCK_S * 1000) - 300_000 <= made_ms(step, now_ms) < until_ms + 300_000:
+            return "not_in_time"
+        if made_ms(step, now_ms) >= life.offer.expires_ms:
+            return "coupon_expired"
         self.redeems(life, store, step.redemption)
         return ""
 
@@ -231,16 +247,25 @@ class Model:
         store = step.store if step.flag else ""
         if (store, step.redemption) in life.void:
             return ""
-        if life.redeemed:
-            if life.redeemed[1] != step.redemption or store not in ("", life.redeemed[0]):
-                return "already_redeemed"
+        if life.redeemed and life.redeemed[1] == step.redemption and store in ("", life.redeemed[0]):
+            life.undone[step.redemption] = life.redeemed[0]
             life.state, life.redeemed = "applied", None
-            life.void[store, step.redemption] = True
-            return ""
+        elif life.redeemed and (step.redemption not in life.undone or store not in ("", life.undone[step.redemption])):
+            return "already_redeemed"
         if life.held(now_ms) and life.hold and life.hold[1] == step.redemption and store in ("", life.hold[0]):
             life.hold = None
-        life.void[store, step.redemption] = False
+        life.void.add((store, step.redemption))
         return ""
+
+
+def left_ms(step: Step, now_ms: int) -> int:
+    """When the customer left of whom we hear now."""
+    return now_ms - (250_000 if step.flag else 0)
+
+
+def made_ms(step: Step, now_ms: int) -> int:
+    """When the offline redemption that is merged now was made."""
+    return now_ms - (1_700_000 if step.flag else 30_000)
 
 
 async def take(book: CouponBook, blocks: Blocks, step: Step, expires_ms: int, now_ms: int) -> str:
@@ -253,7 +278,7 @@ async def take(book: CouponBook, blocks: Blocks, step: Step, expires_ms: int, no
         case "withdraw":
             return str(await book.withdraw(DecisionId(f"d-{step.coupon}")))
         case "left":
-            return str(await book.left_store(ANNA, step.store))
+            return str(await book.left_store(ANNA, step.store, left_ms(step, now_ms)))
         case "take":
             return str(len((await blocks.take(step.redemption, step.store, BLOCK_S, 100)).coupons))
         case "close":
@@ -270,7 +295,7 @@ async def take(book: CouponBook, blocks: Blocks, step: Step, expires_ms: int, no
         case "redeem":
             coupon = await book.redeem(code, step.store, step.redemption, revenue_cents=step.revenue)
         case "merge":
-            made = OfflineRedemption(code=code, redemption_id=step.redemption, at_ms=now_ms - 30_000)
+            made = OfflineRedemption(code=code, redemption_id=step.redemption, at_ms=made_ms(step, now_ms))
             [merged] = await blocks.merge(step.redemption, [made])
             if merged.coupon is None:
                 return merged.verdict.verdict
@@ -319,5 +344,7 @@ async def test_life(redis: Redis, applied: bool, steps: list[Step]) -> None:
         assert said == model.step(step, clock.now_ms()), step
     await book.forget(ANNA)
     withdrawn = sum(life.state == "withdrawn" for life in model.lives)
-    left = [name async for name in redis.scan_iter() if not name.startswith(b"nearcast:block:")]
+    left = [
+        name async for name in redis.scan_iter() if not name.startswith(b"nearcast:block:") or name.endswith(b":codes")
+    ]
     assert len(left) == withdrawn, left

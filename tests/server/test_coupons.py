@@ -1,6 +1,7 @@
 """The coupon book, on a real store. Its whole life against a model is in test_coupon_life.py."""
 
 import asyncio
+import contextlib
 
 import msgspec
 import pytest
@@ -112,10 +113,23 @@ async def test_typed_codes(book: CouponBook, clock: ManualClock) -> None:
 
 async def test_kept_for_a_while_after_its_end(book: CouponBook, redis: Redis, clock: ManualClock) -> None:
     """A coupon's record goes away by itself, a week after its end; whatever the till does in between."""
-    coupon = await book.apply(offer_until(clock.now_ms() + HOUR_MS))
+    coupon = await book.apply(offer_until(clock.now_ms() + 720 * HOUR_MS))
     await book.redeem(coupon.code, GRABEN, "r-1")
     left_ms = await redis.pttl(keys.coupon(coupon.code))
-    assert KEEP_MS + HOUR_MS - 60_000 < left_ms <= KEEP_MS + HOUR_MS
+    assert KEEP_MS + 720 * HOUR_MS - 60_000 < left_ms <= KEEP_MS + 720 * HOUR_MS
+
+
+async def test_remembered_as_long_as_the_decision_is(book: CouponBook, redis: Redis, clock: ManualClock) -> None:
+    """A decision can be applied for 30 days, with a later end if its promotion was prolonged: until then its coupon is
+    remembered, or it could be applied and redeemed anew.
+    """
+    coupon = await book.apply(offer_until(clock.now_ms() + HOUR_MS))
+    await book.redeem(coupon.code, GRABEN, "r-1")
+    clock.advance(30 * 24 * HOUR_MS)
+    for name in (keys.coupon(coupon.code), keys.coupons_of("anna")):
+        assert await redis.pttl(name) > 30 * 24 * HOUR_MS
+    await book.apply(offer_until(clock.now_ms() + HOUR_MS, "d-2"))
+    assert await redis.zscore(keys.coupons_of("anna"), coupon.code) is not None
 
 
 async def test_forgetting(book: CouponBook, redis: Redis, clock: ManualClock) -> None:
@@ -133,12 +147,12 @@ async def test_forgetting(book: CouponBook, redis: Redis, clock: ManualClock) ->
 async def test_the_index_is_bounded_by_time(book: CouponBook, redis: Redis, clock: ManualClock) -> None:
     """It names the coupons that are still kept, and is gone when the last of them is."""
     index = keys.coupons_of("anna")
-    first = await book.apply(offer_until(clock.now_ms() + HOUR_MS, "d-1"))
-    second = await book.apply(offer_until(clock.now_ms() + 3 * HOUR_MS, "d-2"))
+    first = await book.apply(offer_until(clock.now_ms() + 720 * HOUR_MS, "d-1"))
+    second = await book.apply(offer_until(clock.now_ms() + 722 * HOUR_MS, "d-2"))
     assert await redis.zrange(index, 0, -1) == [first.code.encode(), second.code.encode()]
     left_ms = await redis.pttl(index)
-    assert KEEP_MS + 3 * HOUR_MS - 60_000 < left_ms <= KEEP_MS + 3 * HOUR_MS
-    clock.advance(KEEP_MS + 2 * HOUR_MS)
+    assert KEEP_MS + 722 * HOUR_MS - 60_000 < left_ms <= KEEP_MS + 722 * HOUR_MS
+    clock.advance(KEEP_MS + 721 * HOUR_MS)
     third = await book.apply(offer_until(clock.now_ms() + HOUR_MS, "d-3"))
     assert await redis.zrange(index, 0, -1) == [second.code.encode(), third.code.encode()]
 
@@ -218,11 +232,14 @@ async def test_reserved_while_in_the_store(book: CouponBook, clock: ManualClock)
     offer = offer_until(clock.now_ms() + 24 * HOUR_MS)
     coupon = await book.apply(offer)
     await book.reserve(coupon.code, GRABEN, "r-1", while_in_store=True)
+    before_ms = clock.now_ms() - 1
     clock.advance(11 * HOUR_MS)
-    assert await book.left_store(offer.customer, RING) == 0
+    assert await book.left_store(offer.customer, RING, clock.now_ms()) == 0
+    # Of the visit before, heard of late.
+    assert await book.left_store(offer.customer, GRABEN, before_ms) == 0
     assert (await book.validate(coupon.code)).while_in_store
-    assert await book.left_store(offer.customer, GRABEN) == 1
-    assert await book.left_store(offer.customer, GRABEN) == 0
+    assert await book.left_store(offer.customer, GRABEN, clock.now_ms()) == 1
+    assert await book.left_store(offer.customer, GRABEN, clock.now_ms()) == 0
     assert (await book.redeem(coupon.code, RING, "r-2")).state == "redeemed"
 
 
@@ -289,19 +306,53 @@ async def test_terms(book: CouponBook, clock: ManualClock) -> None:
     assert (redeemed.revenue_cents, redeemed.discount_cents) == (1_000, 150)
 
 
-async def test_what_was_rolled_back(book: CouponBook, clock: ManualClock) -> None:
-    """Rolling back says what had been redeemed, every time it is repeated; nothing if nothing had been."""
+@pytest.mark.parametrize("stores", [(GRABEN, None), (None, GRABEN)])
+async def test_what_was_rolled_back(
+    book: CouponBook, clock: ManualClock, stores: tuple[StoreId | None, StoreId | None]
+) -> None:
+    """Rolling back says what had been redeemed, every time it is repeated, with the store or without, also when another
+    purchase has redeemed it by then; nothing if nothing had been.
+    """
     coupon = await book.apply(offer_until(clock.now_ms() + HOUR_MS))
     assert (await book.rollback(coupon.code, "r-0"))[1] is None
     await book.redeem(coupon.code, GRABEN, "r-1", revenue_cents=1_000, discount_cents=150)
     with pytest.raises(Conflict):
         await book.rollback(coupon.code, "r-1", RING)
-    for _ in range(2):
-        now, was = await book.rollback(coupon.code, "r-1", GRABEN)
+    expected = Redemption(redemption_id="r-1", revenue_cents=1_000, discount_cents=150, store=GRABEN)
+    for store in (stores[0], stores[0], stores[1], stores[1]):
+        now, was = await book.rollback(coupon.code, "r-1", store)
         assert (now.state, now.revenue_cents) == ("applied", None)
-        assert was == Redemption(redemption_id="r-1", revenue_cents=1_000, discount_cents=150)
+        assert was == expected
     with pytest.raises(Conflict):
         await book.redeem(coupon.code, GRABEN, "r-1")
+    second = await book.apply(offer_until(clock.now_ms() + HOUR_MS, "d-2"))
+    await book.redeem(second.code, GRABEN, "r-1", revenue_cents=1_000, discount_cents=150)
+    await book.rollback(second.code, "r-1", stores[0])
+    await book.redeem(second.code, RING, "r-2")
+    assert (await book.rollback(second.code, "r-1", stores[1]))[1] == expected
+    assert (await book.validate(second.code)).redemption_id == "r-2"
+
+
+async def test_rolled_back_too_often(book: CouponBook, redis: Redis, clock: ManualClock) -> None:
+    """After a hundred redemptions that were called off a coupon is good for none, and its record grows no more."""
+    coupon = await book.apply(offer_until(clock.now_ms() + HOUR_MS))
+    await book.redeem(coupon.code, GRABEN, "first")
+    for n in range(99):
+        if n == 50:
+            await book.rollback(coupon.code, "first")
+        with contextlib.suppress(Conflict):
+            await book.rollback(coupon.code, f"r-{n}")
+    assert (await book.reserve(coupon.code, GRABEN, "r")).state == "reserved"
+    await book.release(coupon.code, GRABEN, "r")
+    for n in range(99, 160):
+        await book.rollback(coupon.code, f"r-{n}")
+    size = await redis.hlen(keys.coupon(coupon.code))
+    await book.rollback(coupon.code, "one more")
+    assert await redis.hlen(keys.coupon(coupon.code)) == size
+    for attempt in (book.reserve(coupon.code, GRABEN, "r"), book.redeem(coupon.code, GRABEN, "one more")):
+        with pytest.raises(Conflict) as refused:
+            await attempt
+        assert refused.value.reason == "too_many_rolled_back"
 
 
 async def test_coupons_from_before_there_were_terms(book: CouponBook, redis: Redis, clock: ManualClock) -> None:

@@ -116,7 +116,7 @@ async def fill(redis: Redis, url: str) -> dict[str, Decision]:
             decision = decisions[customer]
             if status == "redeemed":
                 coupon = await book.apply(offer_of(decision, ABANDONED))
-                await book.redeem(coupon.code, WORLD.stores[0].store_id, f"till-{customer}")
+                await book.redeem(coupon.code, WORLD.stores[0].store_id, f"till-{customer}", discount_cents=77)
             receipts.append(
                 Receipt(
                     id=uuid.uuid4().hex,
@@ -167,11 +167,13 @@ async def test_a_row_for_everything_that_could_have_been_done(redis: Redis, valk
     assert [list(row) for row in outcomes.fillna({"status": "none yet"}).itertuples(index=False)] == [
         ["redeemed", True, True, True, True, 100.0 - cost],
         ["opened", True, True, False, False, -cost],
-        # Called off at the till: the status does not go back, the coupon does.
+        # Called off at the till, which the log has not heard of yet.
         ["redeemed", True, True, True, False, -cost],
         ["none yet", False, False, False, False, -cost],
     ]
     assert chosen.loc[FREE[0]].redeemed_store == "graben"
+    assert chosen.loc[FREE[0]].redeemed_cents == 77
+    assert pd.isna(chosen.loc[FREE[2]].redeemed_cents)
     assert chosen.loc[FREE[0]].redeemed_at.value == (NOW + 1_000) * 1_000_000
     assert chosen.loc[HELD[0]].purchased_after
     assert not chosen.loc[HELD[1:]].purchased_after.any()

@@ -115,6 +115,7 @@ async def test_leaving_frees_what_was_reserved(see: See) -> None:
     (entry,) = [entry for entry in found if isinstance(entry, Released | Recall)]
     assert (entry.customer, entry.store) == (ANN, message.store)
     assert isinstance(entry, Released)
+    assert NOON + 120_000 <= entry.at_ms < NOON + 300_000
 
 
 async def test_falling_silent_recalls(see: See, redis: Redis) -> None:

@@ -3,16 +3,18 @@
 import re
 
 import httpx
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from nearcast.errors import Gone
 from nearcast.ids import StoreId
+from nearcast.world import CouponRules
 from server.api.keyring import RateLimit
 from server.api.links import Link, Purpose
 from server.api.services import Limits
 from tests.server.api.conftest import client_of
-from tests.server.api.shop import ANNA, NOTHING, OFFER, Shop
+from tests.server.api.shop import ANNA, NOTHING, OFFER, PROMOTION, Shop
 
 HOUR_MS = 3_600_000
 
@@ -72,6 +74,33 @@ async def test_applying_shows_the_code(api: httpx.AsyncClient, shop: Shop) -> No
     assert [r[2:4] for r in shop.receipts] == [("applied", "sms"), ("applied", "sms")]
     await shop.coupons.redeem(code, StoreId("graben"), "r-1")
     assert "You have used this coupon" in (await api.get(path)).text
+
+
+async def test_a_notice(api: httpx.AsyncClient, shop: Shop) -> None:
+    """Its link shows what it says, and notes that it was seen; there is nothing to apply. Taken back, it says so."""
+    shop.decided[OFFER] = msgspec.structs.replace(shop.decided[OFFER], outcome="notice")
+    path = link(shop, "message")
+    response = await api.get(path)
+    assert response.status_code == 200
+    assert "<h1>Coffee, 15 % off</h1>" in response.text
+    assert "<form" not in response.text
+    assert (await api.post(path)).status_code == 404
+    assert (await api.post(f"{path}/opened")).status_code == 204
+    assert shop.receipts == [(ANNA, OFFER, "opened", "sms", "")]
+    shop.state = "recalled"
+    response = await api.get(path)
+    assert (response.status_code, "message has been taken back" in response.text) == (410, True)
+
+
+async def test_an_offer_without_a_coupon(api: httpx.AsyncClient, shop: Shop) -> None:
+    """It is shown, and there is nothing to apply."""
+    shop.promotions[PROMOTION.promotion_id] = msgspec.structs.replace(PROMOTION, coupon=CouponRules(kind="none"))
+    path = link(shop, "message")
+    response = await api.get(path)
+    assert response.status_code == 200
+    assert "Coffee, 15 % off" in response.text
+    assert "<form" not in response.text
+    assert (await api.post(path)).status_code == 409
 
 
 async def test_a_recalled_offer_says_so(api: httpx.AsyncClient, shop: Shop) -> None:

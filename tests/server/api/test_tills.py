@@ -13,9 +13,11 @@ import zxingcpp
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
+from nearcast.ids import CustomerId, DecisionId, StoreId
 from nearcast.world import CouponRules, Discount
+from server.blocks import Blocks
 from server.coupon_guard import Guard
-from server.coupons import CouponBook
+from server.coupons import AppliedOffer, CouponBook
 from tests.server.api.conftest import client_of
 from tests.server.api.shop import NOTHING, OFFER, PROMOTION, Shop, key
 
@@ -265,6 +267,79 @@ async def test_blocks(api: httpx.AsyncClient, shop: Shop, problem: Check) -> Non
     for _ in range(2):
         merged = await api.post("/v1/blocks/b-1/merge", json=merge, headers=key("pos"))
         verdicts = [verdict["verdict"] for verdict in merged.json()["verdicts"]]
-        assert verdicts == ["already_redeemed", "redeemed", "unknown_coupon"]
+        assert verdicts == ["already_redeemed", "redeemed", "not_in_block"]
     assert problem(await api.post("/v1/blocks/b-2/merge", json=merge, headers=key("pos")), 404) == "unknown_block"
     assert {(status, each.redemption_id) for status, each in shop.redemptions} == {("redeemed", "r-1")}
+
+
+async def test_purchases_of_other_stores(api: httpx.AsyncClient, shop: Shop) -> None:
+    """A till learns the id and the sums of its own store's purchase; of another one's that there was one, and where."""
+    code = await applied(api)
+    path = f"/v1/coupons/{code}"
+    purchase = {"store": "graben", "redemption_id": "r-1"}
+    own = {"redemption_id", "revenue_cents", "discount_cents"}
+
+    async def seen(store: str | None) -> tuple[str, set[str]]:
+        answer = (await api.get(path, params={"store": store} if store else {}, headers=key("pos"))).json()
+        return answer["state"], own & set(answer)
+
+    await api.post(f"{path}/reserve", json=purchase, headers=key("pos"))
+    assert [await seen(store) for store in ("graben", "ring", None)] == [
+        ("reserved", {"redemption_id"}),
+        ("reserved", set()),
+        ("reserved", set()),
+    ]
+    sums = {"revenue_cents": 2_490, "discount_cents": 374}
+    await api.post(f"{path}/redeem", json=purchase | sums, headers=key("pos"))
+    assert [await seen(store) for store in ("graben", "ring", None)] == [
+        ("redeemed", own),
+        ("redeemed", set()),
+        ("redeemed", set()),
+    ]
+    body = {"customer": "anna", "decision": OFFER}
+    again = (await api.post("/v1/coupons/apply", json=body, headers=key("intake"))).json()
+    assert (again["redeemed_store"], own & set(again)) == ("graben", set())
+
+
+async def test_a_block_of_somebody_erased(redis: Redis) -> None:
+    """A merge of coupons that are no more locks nobody out, however often it is repeated; the rest is merged."""
+    shop = Shop(redis)
+    shop.coupons = CouponBook(redis, b"s", shop.clock, guard=Guard(most_unknown=3))
+    shop.blocks = Blocks(redis, shop.coupons, shop.clock)
+    offers = [
+        AppliedOffer(
+            customer=CustomerId("bob" if n else "anna"),
+            decision=DecisionId(f"d-{n}"),
+            promotion=PROMOTION.promotion_id,
+            expires_ms=shop.clock.now_ms() + 3_600_000,
+            store=StoreId("graben"),
+        )
+        for n in range(6)
+    ]
+    coupons = [await shop.coupons.apply(offer) for offer in offers]
+    async with client_of(shop) as api:
+        wanted = {"id": "b-1", "for_s": 600}
+        await api.post("/v1/stores/graben/blocks", json=wanted, headers=key("pos"))
+        await shop.coupons.forget(CustomerId("bob"))
+        made = [{"code": each.code, "redemption_id": "r", "at_ms": shop.clock.now_ms()} for each in coupons[::-1]]
+        for _ in range(3):
+            merged = await api.post("/v1/blocks/b-1/merge", json={"redemptions": made}, headers=key("pos"))
+            assert merged.status_code == 200
+            verdicts = [verdict["verdict"] for verdict in merged.json()["verdicts"]]
+            assert verdicts == ["not_in_block"] * 5 + ["redeemed"]
+
+
+async def test_a_rollback_told_late(api: httpx.AsyncClient, shop: Shop, problem: Check) -> None:
+    """With the log away as a redemption is called off: repeated, with the store or without, the receipt is written."""
+    code = await applied(api)
+    assert (await redeem(api, code, "r-1")).status_code == 200
+    shop.away = True
+    body = {"redemption_id": "r-1", "store": "graben"}
+    assert problem(await api.post(f"/v1/coupons/{code}/rollback", json=body, headers=key("pos")), 503) == "unavailable"
+    shop.away = False
+    del body["store"]
+    assert (await api.post(f"/v1/coupons/{code}/rollback", json=body, headers=key("pos"))).status_code == 200
+    assert [(status, each.store) for status, each in shop.redemptions] == [
+        ("redeemed", "graben"),
+        ("rolled_back", "graben"),
+    ]
