@@ -3,15 +3,18 @@
     python -m bench.redeemers [--rounds 10000] [--kills 500] [--store-kills 5] [--seed 1]
 
 Each round is a new coupon. Eight processes redeem it eight times each, at the same time, every time for another
-purchase; some are killed (SIGKILL) in the middle, started anew, and ask again, as tills do. Then it must be so that
-exactly one purchase was told that it has the coupon, that the store says the same, and that everybody else was told
-that it is gone. The first round that isn't so ends it with an error.
+purchase; some are killed (SIGKILL) in the middle, started anew, and ask again, as tills do. Then all ask once more, and
+it must be so that exactly one purchase was told that it has the coupon, that the store says the same, that everybody
+else was told that it is gone, and that nobody was told first one thing and then another. The store is killed between
+rounds and in the middle of some; each time it is back, and in the end, it must still know the winners of all rounds.
+The first thing that isn't so ends it with an error.
 
 The last line is one JSON object.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import tempfile
@@ -25,7 +28,7 @@ from typing import Literal, NamedTuple
 
 from nearcast import keys
 from nearcast.clock import SystemClock
-from nearcast.errors import InputError, Unavailable
+from nearcast.errors import InputError, NotFound, Unavailable
 from nearcast.ids import CouponCode, CustomerId, DecisionId, PromotionId, StoreId
 from server.coupons import AppliedOffer, CouponBook
 from server.store import client_of
@@ -39,12 +42,17 @@ WON = "redeemed"
 _SECRET = b"a secret of the redeemers, long enough"
 _KILLED_WITHIN_S = 0.01
 
-#: "" is nearcast as it is; the other is made wrong on purpose, for the check to find.
-Variant = Literal["", "look, then redeem"]
+#: How long a process may take to answer, with a killed store in between.
+_ANSWERS_WITHIN_S = 60.0
+
+#: "" is nearcast as it is; the others are made wrong on purpose, for the check to find.
+Variant = Literal["", "look, then redeem", "no append-only file"]
 
 
 class Faults(NamedTuple):
-    """How many processes, and how often the store, are killed over all rounds."""
+    """How many processes, and how often the store, are killed over all rounds: the store by turns before a round and
+    in the middle of one.
+    """
 
     kills: int
     store_kills: int
@@ -89,25 +97,41 @@ class Redeemers:
         self._variant = variant
         self._processes = [self._start() for _ in range(PROCESSES)]
 
-    def ask(self, code: CouponCode, kill: int | None, after_s: float) -> dict[str, set[str]]:
-        """Have all redeem one coupon; what each purchase was told. The process `kill` is killed, and asks again."""
+    def ask(
+        self, code: CouponCode, kill: int | None, after_s: float, store: ValkeyProcess | None
+    ) -> tuple[dict[str, set[str]], bool]:
+        """Have all redeem one coupon, and then once more; what each purchase was told, and whether a kill was in time.
+
+        The process `kill` is killed, and asks again; `store` is killed, and started again.
+        """
         told: dict[str, set[str]] = {}
+        in_time = False
         for n in range(PROCESSES):
             self._send(n, code)
-        if kill is not None:
+        if kill is not None or store is not None:
             time.sleep(after_s)
+        if store is not None:
+            store.kill()
+            in_time = not all(line.poll() for _, line in self._processes)
+            store.start()
+        if kill is not None:
             process, line = self._processes[kill]
             process.kill()
             process.join()
             if line.poll():
                 # It had said so before.
                 self._note(told, line)
+            in_time = in_time or not told
             line.close()
             self._processes[kill] = self._start()
             self._send(kill, code)
         for _, line in self._processes:
             self._note(told, line)
-        return told
+        for n in range(PROCESSES):
+            self._send(n, code)
+        for _, line in self._processes:
+            self._note(told, line)
+        return told, in_time
 
     def close(self) -> None:
         for process, line in self._processes:
@@ -119,6 +143,8 @@ class Redeemers:
         self._processes[n][1].send((code, [f"{code}-{n}-{hand}" for hand in range(HANDS)]))
 
     def _note(self, told: dict[str, set[str]], line: Connection) -> None:
+        if not line.poll(_ANSWERS_WITHIN_S):
+            raise TimeoutError(f"a process has not answered in {_ANSWERS_WITHIN_S:g} s")
         try:
             said: Mapping[str, str] = line.recv()
         except (EOFError, ConnectionResetError):
@@ -157,26 +183,38 @@ def storm(
     """So many rounds; what went wrong in the first that did, and how much of everything there was."""
     chance = random.Random(seed)
     kills = set(chance.sample(range(rounds), faults.kills))
-    store_kills = set(chance.sample(range(1, rounds), faults.store_kills))
-    valkey = ValkeyProcess(folder, "--appendfsync", "always" if store_kills else "everysec")
+    store_kills = chance.sample(range(1, rounds), faults.store_kills)
+    between, in_the_middle = set(store_kills[::2]), set(store_kills[1::2])
+    options = ["--appendonly", "no"] if variant == "no append-only file" else []
+    valkey = ValkeyProcess(folder, "--appendfsync", "always" if store_kills else "everysec", *options)
     valkey.start()
     redeemers = Redeemers(valkey.url, variant)
     count: Counter[str] = Counter()
+    won: dict[CouponCode, str] = {}
     try:
         for n in range(rounds):
-            if n in store_kills:
+            if n in between:
                 valkey.kill()
                 valkey.start()
-                count["store_kills"] += 1
+                if found := asyncio.run(_forgotten(valkey.url, won)):
+                    return [f"before round {n}: {each}" for each in found], count
             code = asyncio.run(_apply(valkey.url, n))
             kill = chance.randrange(PROCESSES) if n in kills else None
-            told = redeemers.ask(code, kill, chance.uniform(0, _KILLED_WITHIN_S))
+            after_s = chance.uniform(0, _KILLED_WITHIN_S)
+            told, in_time = redeemers.ask(code, kill, after_s, valkey if n in in_the_middle else None)
             count["kills"] += kill is not None
+            count["store_kills"] += n in between or n in in_the_middle
+            count["in_time"] += in_time
             count["rounds"] += 1
             count["won"] += sum(WON in said for said in told.values())
             count["refused"] += sum(WON not in said for said in told.values())
             if found := wrong(told, asyncio.run(_holder(valkey.url, code))):
                 return [f"round {n}: {each}" for each in found], count
+            (won[code],) = (purchase for purchase, said in told.items() if WON in said)
+            if n in in_the_middle and (found := asyncio.run(_forgotten(valkey.url, won))):
+                return [f"after round {n}: {each}" for each in found], count
+        if found := asyncio.run(_forgotten(valkey.url, won)):
+            return [f"in the end: {each}" for each in found], count
     finally:
         redeemers.close()
         valkey.stop()
@@ -197,7 +235,21 @@ async def _apply(url: str, n: int) -> CouponCode:
 
 async def _holder(url: str, code: CouponCode) -> str | None:
     async with client_of(url) as redis:
-        return (await CouponBook(redis, _SECRET, SystemClock()).validate(code)).redemption_id
+        with contextlib.suppress(NotFound):
+            return (await CouponBook(redis, _SECRET, SystemClock()).validate(code)).redemption_id
+    return None
+
+
+async def _forgotten(url: str, won: Mapping[CouponCode, str]) -> list[str]:
+    """The winners that the store knows no more."""
+    async with client_of(url) as redis:
+        book = CouponBook(redis, _SECRET, SystemClock())
+        coupons = await asyncio.gather(*(book.validate(code) for code in won), return_exceptions=True)
+    lost = []
+    for purchase, coupon in zip(won.values(), coupons, strict=True):
+        if isinstance(coupon, BaseException) or (coupon.state, coupon.redemption_id) != (WON, purchase):
+            lost.append(purchase)
+    return [f"the store has forgotten {len(lost)} winners: {lost[:5]}"] if lost else []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,10 +5,10 @@ event has exactly one outcome; I7 a fenced process commits and sends nothing. No
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from nearcast.ids import CustomerId
-from nearcast.messages import Message
+from nearcast.ids import CustomerId, MessageId
+from nearcast.messages import Message, Recall
 from server.log.base import Record
 from tests import oracle
 from tests.faults.evidence import Evidence
@@ -48,7 +48,10 @@ def violations(
         phones = {name: customer.phone for name, customer in outcome.customers.items()}
         found += _texts(evidence, messages, phones)
         if deliveries:
-            found += _deliveries(evidence, messages)
+            recalls = {
+                entry.message for of_one in outcome.outbox.values() for entry in of_one if isinstance(entry, Recall)
+            }
+            found += _deliveries(evidence, messages, recalls)
         if not repeats:
             found += _no_second_request(evidence)
     return _shortened(found)
@@ -102,11 +105,13 @@ def _texts(evidence: Evidence, messages: Sequence[Message], phones: Mapping[Cust
     return found
 
 
-def _deliveries(evidence: Evidence, messages: Sequence[Message]) -> list[str]:
+def _deliveries(evidence: Evidence, messages: Sequence[Message], recalls: Collection[MessageId]) -> list[str]:
+    """What was sent may have been recalled since, if the outbox should have held that."""
     found = []
     for message in messages:
         delivery = evidence.deliveries.get(message.id)
-        if delivery is None or delivery.state != "sent":
+        ends = ("sent", "recalled") if message.id in recalls else ("sent",)
+        if delivery is None or delivery.state not in ends:
             found.append(f"delivery: message {message.id} ended as {delivery}, should be sent")
     return found
 

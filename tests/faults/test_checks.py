@@ -10,11 +10,13 @@ import pytest
 from channels.delivery import Delivery
 from nearcast import topics
 from nearcast.customer import Customer, Presence
+from nearcast.events import TOPIC_OF, Consent, encode
+from nearcast.ids import partition_of
 from nearcast.messages import Message
 from server.log.base import Record
 from server.state import Known
 from tests.faults.checks import expected_of, violations
-from tests.faults.evidence import Evidence
+from tests.faults.evidence import Ends, Evidence
 from tests.faults.traffic import PARTITIONS, Round
 from tests.server.rig import Committed
 
@@ -31,6 +33,10 @@ def good() -> Evidence:
         offset = str(ends[sent.topic, sent.partition])
         records.append(Record(sent.topic, sent.partition, offset, sent.key, sent.value, at_ms))
         ends[sent.topic, sent.partition] += 1
+    return _seen_of(records, ends)
+
+
+def _seen_of(records: list[Record], ends: Ends) -> Evidence:
     outcome = expected_of(records)
     messages = [entry for of_one in outcome.outbox.values() for entry in of_one if isinstance(entry, Message)]
     customers, presences = outcome.customers, outcome.presences
@@ -130,7 +136,27 @@ def test_texts_are_held_against_the_messages(good: Evidence) -> None:
 
 def test_a_delivery_that_did_not_end_as_sent_is_told(good: Evidence) -> None:
     assert _said_of(good, deliveries=_but_the_first(good.deliveries)) == ["delivery:"]
-    assert _said_of(good, deliveries=_with_first(good.deliveries, Delivery(state="failed"))) == ["delivery:"]
+    for state in ("failed", "recalled"):
+        assert _said_of(good, deliveries=_with_first(good.deliveries, Delivery(state=state))) == ["delivery:"]
+
+
+def test_a_delivery_may_end_as_recalled_where_the_outbox_should_have_held_that(good: Evidence) -> None:
+    """A customer wants nothing any more, right after the decision: that message may be recalled, and none of others."""
+    outbox = [entry for of_one in expected_of(good.records).outbox.values() for entry in of_one]
+    message, *others = [entry for entry in outbox if isinstance(entry, Message)]
+    place = TOPIC_OF[Consent], partition_of(message.customer, PARTITIONS)
+    offset = good.ends[place]
+    gone = Consent(id="gone", uid=message.customer, ts=message.at_ms + 1, scope="all", granted=False)
+    arrived_ms = good.records[-1].arrived_ms + 1
+    record = Record(*place, str(offset), message.customer, encode(gone), arrived_ms)
+    seen = _seen_of([*good.records, record], {**good.ends, place: offset + 1})
+    assert violations(seen, seen.records, repeats=False) == []
+    recalled = Delivery(state="recalled")
+    assert _said_of(seen, deliveries={**seen.deliveries, message.id: recalled}) == []
+    strangers = [other.id for other in others if other.customer != message.customer]
+    assert strangers
+    for stranger in strangers:
+        assert _said_of(seen, deliveries={**seen.deliveries, stranger: recalled}) == ["delivery:"]
 
 
 def test_a_second_request_is_told_where_there_was_no_reason_for_one(good: Evidence) -> None:

@@ -133,6 +133,13 @@ def test_the_examples_are_fine() -> None:
     assert check(SHOP) == (0, told)
 
 
+def test_the_everyday_promotions_are_fine() -> None:
+    """Those that the docs offer to copy: nothing wrong, and nothing remarkable."""
+    result = run("check", str(ROOT / "docs" / "examples" / "deals.yaml"))
+    assert result.exit_code == 0, result.output
+    assert "3 promotions, 0 remarks" in result.output
+
+
 def test_everything_wrong_in_a_file(tmp_path: Path) -> None:
     """Each with file, line, field and plain words; exit code 1. What can't be read is no reason to miss the rest."""
     (tmp_path / "wrong.yaml").write_text(WRONG)
