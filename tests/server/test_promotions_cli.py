@@ -135,7 +135,7 @@ def test_the_examples_are_fine() -> None:
 
 def test_the_everyday_promotions_are_fine() -> None:
     """Those that the docs offer to copy: nothing wrong, and nothing remarkable."""
-    result = run("check", str(ROOT / "docs" / "examples" / "deals.yaml"))
+    result = run("check", str(DOCS / "examples" / "deals.yaml"))
     assert result.exit_code == 0, result.output
     assert "3 promotions, 0 remarks" in result.output
 
