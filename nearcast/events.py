@@ -258,8 +258,8 @@ class Receipt(_Strict, kw_only=True, tag="receipt"):
     final: bool = True
     #: Suppressed or failed, and nothing of it can have left the house: what it took of budgets goes back.
     unsent: bool = False
-    #: Of "redeemed" and "rolled_back": the till's redemption, what was paid for the purchase before the discount, and
-    #: the discount, as far as the till says.
+    #: Of "redeemed" and "rolled_back": the till's redemption, after its store ("graben/…"); what was paid for the
+    #: purchase before the discount, and the discount, as far as the till says.
     redemption_id: Id | None = None
     revenue_cents: Cents | None = None
     discount_cents: Cents | None = None

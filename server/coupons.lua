@@ -127,15 +127,12 @@ local function drop_hold()
   end
 end
 
-local function called_off(store, redemption)
-  return redis.call('HEXISTS', key, 'void:' .. redemption) == 1
-    or redis.call('HEXISTS', key, 'void:' .. store .. '\31' .. redemption) == 1
-end
-
 -- What keeps a till from having the coupon for a purchase, now or ever; nil: nothing.
 local function over(store, redemption)
-  if called_off(store, redemption) then return 'redemption_rolled_back' end
-  if tonumber(redis.call('HGET', key, 'voids') or 0) >= MOST_VOIDS then return 'too_many_rolled_back' end
+  local here, anywhere = 'void:' .. store .. '\31' .. redemption, 'void:' .. redemption
+  local v = fields(key, {here, anywhere, 'voids'})
+  if v[here] or v[anywhere] then return 'redemption_rolled_back' end
+  if tonumber(v.voids or 0) >= MOST_VOIDS then return 'too_many_rolled_back' end
 end
 local function taken(store, redemption, block)
   local refused = over(store, redemption)
@@ -250,8 +247,8 @@ if step == 'redeem' then
   local purchase, lately = purchase_key(store, redemption), redeemed_lately(c.customer)
   redis.call('ZREMRANGEBYSCORE', lately, '-inf', now_ms - DAY_MS)
   local too_little = c.least_cents and revenue ~= '' and tonumber(revenue) < tonumber(c.least_cents)
-  local crowded = redis.call('SCARD', purchase) >= MOST_IN_PURCHASE
-  local other = not (offline_ms and crowded) and in_the_way(purchase, store, redemption)
+  local crowded = offline_ms and redis.call('SCARD', purchase) >= MOST_IN_PURCHASE
+  local other = not crowded and in_the_way(purchase, store, redemption)
   if not offline_ms then
     if c.this_store and c.store ~= store then return {'other_store'} end
     if too_little then return {'below_minimum', c.least_cents} end

@@ -75,8 +75,8 @@ class Exported(msgspec.Struct):
 
 
 class _Coupon(NamedTuple):
-    """What became of a decision's coupon; `amount_cents` is what it took off, as the till said, or takes off, if that is
-    a fixed amount.
+    """What became of a decision's coupon; `amount_cents` is what it took off, as the till said, or takes off, if that
+    is a fixed amount.
     """
 
     applied_ms: int

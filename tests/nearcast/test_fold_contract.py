@@ -115,8 +115,8 @@ def test_a_redemption_and_its_rollback() -> None:
 
 @given(st.permutations(["redeemed r1", "rolled_back r1", "redeemed r2", "rolled_back r2", "redeemed r3"]), st.data())
 def test_receipts_of_a_coupon_in_any_order(order: list[str], data: st.DataObject) -> None:
-    """Redeemed, called off, redeemed again and so on: what stands in the end doesn't depend on which receipt is heard of
-    first, nor on those that come twice."""
+    """Redeemed, called off, redeemed again and so on: what stands in the end doesn't depend on which comes first, nor
+    on those that come twice."""
     length = data.draw(st.sampled_from([2, 3, 4, 5]))
     told = ["redeemed r1", "rolled_back r1", "redeemed r2", "rolled_back r2", "redeemed r3"][:length]
     customer = with_message()

@@ -247,3 +247,12 @@ async def test_no_guessing_by_merging(redis: Redis, clock: ManualClock) -> None:
     verdicts = {(each.verdict.verdict, each.verdict.detail) for each in merged[:-1]}
     assert [verdict for verdict, _ in verdicts] == ["not_in_block"]
     assert merged[-1].verdict.verdict == "redeemed"
+
+
+async def test_a_crowded_purchase(book: CouponBook, blocks: Blocks, clock: ManualClock) -> None:
+    """More coupons in one purchase than one may have are recorded, too, and said of those that are too many."""
+    coupons = [await apply(book, clock, n) for n in range(53)]
+    await blocks.take("b-1", GRABEN, 600, 100)
+    merged = await blocks.merge("b-1", [made(coupon, "r-1", clock) for coupon in coupons])
+    assert {each.verdict.verdict for each in merged} == {"redeemed"}
+    assert sorted(each.verdict.broke for each in merged) == [""] * 50 + ["too_many_in_purchase"] * 3
