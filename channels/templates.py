@@ -67,6 +67,22 @@ class Facts:
 _NAMES = frozenset(each.name for each in fields(Facts))
 
 
+#: Something of everything, about as long as usual: to try templates with.
+ORDINARY = Facts(
+    product=Named("Two-person tent", "green"),
+    store=Named("Outdoor Vienna"),
+    discount="20%",
+    price="$199.00",
+    customer=Named("Alexandra"),
+    order="A-1742",
+    pickup_store=Named("Outdoor Vienna"),
+    minutes=12,
+    status="ready to be picked up",
+    instead_of=Named("Three-person tent", "green"),
+    aisle="7",
+)
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A message's final texts."""
@@ -92,19 +108,6 @@ def words_for(promotion: Promotion, locale: str) -> Words:
 
 def check_words(promotion: Promotion) -> list[str]:
     """Every fault in the promotion's templates, each with its place; an empty list means all of them render."""
-    full = Facts(
-        product=Named("Tea", "green"),
-        store=Named("Main St"),
-        discount="20%",
-        price="$3.49",
-        customer=Named("Al"),
-        order="A-17",
-        pickup_store=Named("Main St"),
-        minutes=4,
-        status="packed",
-        instead_of=Named("Coffee"),
-        aisle="7",
-    )
     faults = []
     for locale, words in promotion.words.items():
         for name, text in (("title", words.title), ("body", words.body)):
@@ -114,7 +117,7 @@ def check_words(promotion: Promotion) -> list[str]:
                 faults += [
                     f"words.{locale}.{name}: {each!r} is not one of {sorted(_NAMES)}" for each in sorted(unknown)
                 ]
-                for facts in () if unknown else (Facts(), full):
+                for facts in () if unknown else (Facts(), ORDINARY):
                     _fill(text, facts)
             except (InputError, TemplateError) as error:
                 faults.append(f"words.{locale}.{name}: {error}")

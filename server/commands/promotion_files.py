@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from channels.sms import MAX_CHARACTERS, segments
-from channels.templates import Facts, Named, check_words, render
+from channels.templates import ORDINARY, check_words, render
 from nearcast.errors import InputError
 from nearcast.world import Promotion
 from offers.documents import Document, UnreadableError, read_document
@@ -21,19 +21,6 @@ from server.world_files import read_worlds
 _PLACE = re.compile(r"(.*?):(\d+)(?: (.*))?", re.DOTALL)
 #: About what the link to the message's page takes of an SMS.
 _LINK = "https://shop.example/m/" + "x" * 85
-_ORDINARY = Facts(
-    product=Named("Two-person tent", "green"),
-    store=Named("Outdoor Vienna"),
-    discount="20%",
-    price="$199.00",
-    customer=Named("Alexandra"),
-    order="A-1742",
-    pickup_store=Named("Outdoor Vienna"),
-    minutes=12,
-    status="ready to be picked up",
-    instead_of=Named("Three-person tent", "green"),
-    aisle="7",
-)
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -191,7 +178,7 @@ def _sms_remarks(promotion: Promotion) -> Iterator[Finding]:
         return
     for locale in promotion.words:
         try:
-            texts = render(promotion, locale, _ORDINARY)
+            texts = render(promotion, locale, ORDINARY)
         except InputError:
             continue
         text = f"{texts.title}. {texts.body}".strip()
