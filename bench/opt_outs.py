@@ -132,6 +132,10 @@ class Client:
     async def opt_out(self, customer: str) -> tuple[int, int]:
         """When it was asked for, and when the answer had been read (ns)."""
         reader, writer = await self._idle.get()
+        if reader.at_eof() or writer.is_closing():
+            # The server closes connections that nobody has used for a few seconds.
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         asked_ns = time.monotonic_ns()
         body = b'{"scope":"all","granted":false}'
         writer.write(
@@ -279,6 +283,8 @@ async def run(redis: Redis, client: Client, arguments: argparse.Namespace) -> li
 
     async def one_after_another() -> None:
         for number in numbers:
+            if number % (arguments.count // 20 or 1) == 0:
+                print(f"{number} of {arguments.count} opt-outs", file=sys.stderr, flush=True)
             await keeps_up.wait()
             at_s = time.monotonic() + arguments.spread_ms / 1000
             spread_s = dice.uniform(-arguments.spread_ms, arguments.spread_ms) / 1000
