@@ -427,7 +427,8 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
     if sent is None:
         # Of someone erased meanwhile, or of an alert to staff long ago: it must not bring a record to life.
         return Folded(status="stale")
-    if event.channel is not None and event.status == "sent" and event.channel not in sent.on:
+    is_news = event.channel is not None and event.status == "sent" and event.channel not in sent.on
+    if is_news and event.channel is not None:
         sent.on = [*sent.on, event.channel]
     if not event.final:
         # It may still arrive, or is there and may go by another channel as well: it goes on counting for caps.
@@ -445,7 +446,7 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
         elif sent.status == "redeemed" and redemption != sent.redemption:
             return _redeemed_next(sent, event)
     if not forward and stage <= sent.reached:
-        return Folded(status="duplicate")
+        return Folded(status="applied" if is_news else "duplicate")
     sent.reached = max(sent.reached, stage)
     if not forward:
         return Folded()

@@ -154,6 +154,10 @@ def test_by_which_channels_it_went() -> None:
     report(customer, "sent", channel="sms")
     (sent,) = customer.messages
     assert (sent.on, sent.channel) == (["websocket", "sms"], "sms")
+    # News of a channel counts, however far the message is; told again, it changes nothing.
+    assert report(customer, "sent", channel="email").status == "applied"
+    assert report(customer, "sent", channel="email").status == "duplicate"
+    assert sent.on == ["websocket", "sms", "email"]
 
 
 def test_budgets_come_back_only_from_what_was_not_sent() -> None:
