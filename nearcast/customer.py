@@ -131,6 +131,12 @@ class SentMessage(msgspec.Struct, array_like=True, gc=False):
     next_redemptions: list[tuple[str, int, int]] = []
 
     @property
+    def may_be_on(self) -> set[Channel]:
+        """The channels it went by; while nothing is known of that, those it may go by."""
+        known = {*self.on, *([self.channel] if self.channel is not None else [])}
+        return known or set(self.channels)
+
+    @property
     def answered(self) -> bool:
         """Whether the customer reacted to it; records from before `reacted` was kept have the newest status only."""
         return self.reacted or self.status in REACTED

@@ -427,9 +427,9 @@ def _fold_receipt(customer: Customer, event: Receipt) -> Folded:
     if sent is None:
         # Of someone erased meanwhile, or of an alert to staff long ago: it must not bring a record to life.
         return Folded(status="stale")
-    is_news = event.channel is not None and event.status == "sent" and event.channel not in sent.on
-    if is_news and event.channel is not None:
-        sent.on = [*sent.on, event.channel]
+    is_news = False
+    if event.channel is not None and event.status == "sent" and event.channel not in sent.on:
+        sent.on, is_news = [*sent.on, event.channel], True
     if not event.final:
         # It may still arrive, or is there and may go by another channel as well: it goes on counting for caps.
         return Folded()

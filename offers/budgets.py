@@ -54,11 +54,6 @@ def shares_of(promotion: Promotion, store: StoreId | None, zone: tzinfo | None, 
     return shares
 
 
-def promotion_of(pool: str) -> str:
-    """The id of the promotion that a pool is of."""
-    return pool.partition(_SEPARATOR)[0]
-
-
 def period_of(pool: str) -> str:
     """The name of the period that a pool is of; "" for all time."""
     return pool.rpartition(_SEPARATOR)[2]

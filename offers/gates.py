@@ -296,10 +296,9 @@ def counted(cap: Cap, messages: Iterable[SentMessage], now_ms: int, zone: ZoneIn
 
 
 def _may_be_by(sent: SentMessage, channels: Collection[Channel]) -> bool:
-    known = {*sent.on, *([sent.channel] if sent.channel is not None else [])}
-    if known:
-        return not known.isdisjoint(channels)
-    return not sent.channels or any(channel in channels for channel in sent.channels)
+    may_be_on = sent.may_be_on
+    # Of messages from before their channels were kept nothing is known: they count for every one.
+    return not may_be_on or not may_be_on.isdisjoint(channels)
 
 
 def is_about(cap: Cap, promotion: Promotion) -> bool:
@@ -493,7 +492,7 @@ def _capped_channels(on: Asked) -> bool:
 
 
 def _budget_exhausted(on: Asked) -> bool:
-    """Of the budgets per customer; those that customers share are asked when the decision is committed."""
+    """Of the budgets per customer; those that customers share are the engine's to ask."""
     return any(
         exhausted(budget, on.promotion, taken(budget, on.promotion, on.at))
         for budget in on.promotion.budgets

@@ -32,7 +32,7 @@ def on_event(customer: Customer, event: AnyEvent, had_in_cart: Collection[Sku]) 
             return _over(customer, event.ts, Reason.NO_CONSENT, lambda sent: sent.fence is not None, also_later=True)
         case Consent(granted=False):
             return _over(
-                customer, event.ts, Reason.NO_CONSENT, lambda sent: _may_be_on(sent, event.scope), also_later=True
+                customer, event.ts, Reason.NO_CONSENT, lambda sent: event.scope in sent.may_be_on, also_later=True
             )
         case Purchase():
             bought = {line.sku for line in event.items}
@@ -50,12 +50,6 @@ def may_have_reserved(customer: Customer) -> bool:
 
 def _is_offer(sent: SentMessage) -> bool:
     return sent.kind == "offer"
-
-
-def _may_be_on(sent: SentMessage, channel: str) -> bool:
-    """Whether a message went by a channel, or may have: nothing is known yet of one that was decided just now."""
-    known = {*sent.on, *([sent.channel] if sent.channel is not None else [])}
-    return channel in (known or sent.channels)
 
 
 def _over(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nearcast.ids import StoreId
 from nearcast.world import Budget, Discount, Promotion, What
-from offers.budgets import Share, promotion_of, shares_of
+from offers.budgets import Share, shares_of
 from tests.offers.examples import promotion
 
 ZONES = [
@@ -87,7 +87,6 @@ def test_who_shares_a_pool(one: Asked, other: Asked, per: str, name: str) -> Non
 
     (mine,), (theirs,) = shares(one, budget), shares(other, budget)
     assert (mine.charge.pool == theirs.charge.pool) == (about(one) == about(other))
-    assert promotion_of(mine.charge.pool) == one.promotion
 
 
 @given(asked=offers, later_s=st.integers(0, 40 * _DAY_S), per=st.sampled_from(["promotion", "store"]), name=periods)
